@@ -1,0 +1,217 @@
+"""The door: `python -m segtrain [command] key=value …`.
+
+Picks the command, hands the rest to Hydra with `configs/<command>.yaml`, and turns the outcome into an exit code:
+0 ok, 1 a bug of ours, 2 config, 3 data, 4 checkpoint, 5 non-finite, 6 out of memory or space, 130 SIGINT saved,
+143 SIGTERM saved. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segtrain import __version__
+from segtrain.errors import ConfigError, SegtrainError, closest, listed
+
+EXAMPLES = (
+    ("python -m segtrain", "train a U-Net on generated shapes: no download, no GPU"),
+    ("python -m segtrain experiment=unet_pet data.root=/datasets", "a recipe on a dataset you have"),
+    ("python -m segtrain model=deeplabv3plus data=voc optimizer.lr=3e-4", "other parts, other values"),
+    ("python -m segtrain evaluate checkpoint=outputs/train/…/best.pt", "score a checkpoint"),
+    ("python -m segtrain predict checkpoint=… input='photos/*.jpg'", "masks, overlays, class areas"),
+    ("python -m segtrain --multirun model=unet,lraspp optimizer.lr=1e-3,3e-4", "every combination"),
+)
+
+
+@dataclass
+class Outcome:
+    """What became of one job; a sweep has several."""
+
+    overrides: str
+    folder: str = ""
+    code: int = 0
+    score: float = float("nan")
+    message: str = ""
+
+
+@dataclass
+class Session:
+    """One call of the program."""
+
+    command: str
+    traces: bool
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def code(self) -> int:
+        """A bug of ours is worse than any fault of the user's; else the highest code."""
+        codes = [outcome.code for outcome in self.outcomes]
+        return 1 if 1 in codes else max(codes, default=0)
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line and returns the exit code."""
+    traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        command, rest = split_command(argv)
+        if {"-h", "--help"} & set(rest):
+            say(help_text(rest))
+            return 0
+        if "--version" in rest:
+            say(f"segtrain {__version__}")
+            return 0
+        return run_hydra(Session(command, traces), rest)
+    except SegtrainError as error:
+        return report(error, traces)
+
+
+def split_command(argv: list[str]) -> tuple[str, list[str]]:
+    """The first argument is the command where it has neither '=' nor a leading '-'; else it is `train`.
+
+    Raises:
+        ConfigError: no such command.
+    """
+    from segtrain.composition import COMMANDS
+
+    if not argv or "=" in argv[0] or argv[0].startswith(("-", "+", "~")):
+        return "train", argv
+    if argv[0] not in COMMANDS:
+        near = closest(argv[0], COMMANDS)
+        raise ConfigError(
+            f"there is no command '{argv[0]}'",
+            expected=listed(COMMANDS),
+            fix=f"did you mean {near}?" if near else "values are set with key=value",
+        )
+    return argv[0], argv[1:]
+
+
+def run_hydra(session: Session, argv: list[str]) -> int:
+    """Composes the config and runs the command's job, or each job of a sweep."""
+    import hydra
+
+    from segtrain.composition import (
+        VERSION_BASE,
+        config_dir,
+        register_resolvers,
+        split_overrides,
+        translated,
+    )
+
+    register_resolvers()
+    if session.command != "train":
+        argv = split_overrides(session.command, argv)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own handler would print and exit 1 for everything
+    sys.argv = ["segtrain", *argv]
+
+    @hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=session.command)
+    def job(cfg: Any) -> float:
+        return run_job(session, cfg)
+
+    with translated(session.command, [a for a in argv if not a.startswith("-")]):
+        job()
+    if len(session.outcomes) > 1:
+        say(sweep_table(session.outcomes))
+    return session.code()
+
+
+def run_job(session: Session, cfg: Any) -> float:
+    """One job; never raises and never exits, because either would end a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from segtrain.composition import named
+    from segtrain.run_folder import RunFolder
+
+    settings = HydraConfig.get()
+    overrides = list(settings.overrides.task)
+    outcome = Outcome(" ".join(overrides))
+    if any(earlier.code > 128 for earlier in session.outcomes):
+        outcome.code, outcome.message = session.outcomes[-1].code, "not started: the sweep was interrupted"
+        session.outcomes.append(outcome)
+        return outcome.score
+    session.outcomes.append(outcome)
+    sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
+    given = any(override.startswith("hydra.run.dir=") for override in settings.overrides.hydra)
+    fixed = settings.runtime.output_dir if sweep or given else None
+    try:
+        cfg = named(cfg, dict(settings.runtime.choices))
+        folder = RunFolder(session.command, Path(fixed) if fixed else None, overrides)
+        module = importlib.import_module(f"segtrain.commands.{session.command}")
+        outcome.score = float(module.run(cfg, folder))
+        outcome.folder = str(folder.path or "")
+    except SegtrainError as error:
+        outcome.message = error.found
+        outcome.code = report(error, session.traces)
+    except KeyboardInterrupt:
+        outcome.message, outcome.code = "stopped at once, nothing saved", 130
+        sys.stderr.write("stopped at once; the last saved checkpoint is whole\n")
+    except Exception as error:
+        outcome.message, outcome.code = f"{type(error).__name__}: {error}", 1
+        traceback.print_exc()
+        sys.stderr.write("\nthis is a bug of segtrain: please report it with the lines above\n")
+    return outcome.score
+
+
+def report(error: SegtrainError, traces: bool) -> int:
+    """Prints the error block (and the traceback if the user asked for it) and returns the exit code."""
+    if traces:
+        traceback.print_exception(error)
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{error}\n")
+    sys.stderr.flush()
+    return error.code
+
+
+def sweep_table(outcomes: list[Outcome]) -> str:
+    """All jobs of a sweep, the best first, failures with their cause last."""
+    order = sorted(range(len(outcomes)), key=lambda i: (outcomes[i].code != 0, -_rank(outcomes[i].score), i))
+    width = max(len(outcome.overrides) for outcome in outcomes)
+    lines = ["", f"job  {'overrides':<{width}}  score   status"]
+    for position, number in enumerate(order):
+        outcome = outcomes[number]
+        good = outcome.code == 0
+        score = f"{outcome.score:.4f}" if outcome.score == outcome.score else "-"
+        status = ("ok" + ("  * best" if position == 0 else "")) if good else f"failed: {outcome.message}"
+        lines.append(f"{number:>3}  {outcome.overrides:<{width}}  {score:>6}  {status}")
+    failed = sum(outcome.code != 0 for outcome in outcomes)
+    lines.append(f"{len(outcomes) - failed} ok, {failed} failed")
+    return "\n".join(lines)
+
+
+def _rank(score: float) -> float:
+    return score if score == score else float("-inf")
+
+
+def help_text(argv: list[str]) -> str:
+    """Commands, groups with their options, and six examples."""
+    from segtrain.composition import COMMANDS, groups
+
+    own = [Path(argv[i + 1]) for i, a in enumerate(argv[:-1]) if a in ("--config-dir", "-cd")]
+    lines = [f"segtrain {__version__}: train, evaluate and use image segmentation models", ""]
+    lines += ["usage: python -m segtrain [command] [group=option …] [key=value …]", "", "commands"]
+    lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
+    lines += ["", "groups"]
+    lines += [f"  {group:<10} {', '.join(options)}" for group, options in groups(own).items()]
+    lines += ["", "examples"]
+    lines += [f"  {line}\n      {what}" for line, what in EXAMPLES]
+    lines += ["", "flags", "  --cfg job        show the composed config"]
+    lines += ["  --multirun, -m   one job for each combination of a,b,c values"]
+    lines += ["  --config-dir DIR your own groups and experiments", "  --version"]
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """To standard output."""
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One short `run(cfg, folder)` per command of the door."""

@@ -1,0 +1,207 @@
+"""From YAML files and overrides to one config tree; and errors that say what the user meant.
+
+Imports nothing heavy: `--help` and `--cfg job` end here.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from segtrain.errors import ConfigError, closest, listed
+
+VERSION_BASE = "1.3"
+COMMANDS = {
+    "train": "train a model (the default command)",
+    "evaluate": "score a checkpoint on a dataset's split",
+    "predict": "segment a file, a folder or a glob",
+}
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside an installed wheel's package, else at the top of the source tree."""
+    package = Path(__file__).resolve().parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def groups(folders: Iterable[Path] = ()) -> dict[str, list[str]]:
+    """Config groups and their options, by name; `folders` adds a user's own."""
+    found: dict[str, set[str]] = {}
+    for root in (config_dir(), *folders):
+        for file in root.glob("*/*.yaml"):
+            if not file.name.startswith("_"):
+                found.setdefault(file.parent.name, set()).add(file.stem)
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+def run_id() -> str:
+    """`2026-11-21_09-14-02-7f3a`: sorts by time, and two runs that start in one second differ."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+def register_resolvers() -> None:
+    """`${len:list}` counts classes; `${run_id:}` names a sweep's folder once per process."""
+    OmegaConf.register_new_resolver("len", len, replace=True)
+    OmegaConf.register_new_resolver("run_id", run_id, replace=True, use_cache=True)
+
+
+def compose(overrides: Iterable[str] = (), command: str = "train") -> DictConfig:
+    """The config that `python -m segtrain COMMAND OVERRIDES…` would run with.
+
+    Raises:
+        ConfigError: an override names a key, group or option that does not exist, with the nearest one that does.
+    """
+    overrides = list(overrides)
+    register_resolvers()
+    with translated(command, overrides):
+        if GlobalHydra.instance().is_initialized():  # inside a run: same search path, --config-dir included
+            loader = GlobalHydra.instance().config_loader()
+            cfg = loader.load_configuration(command, overrides, run_mode=RunMode.RUN, from_shell=False)
+        else:
+            with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+                cfg = hydra.compose(command, overrides, return_hydra_config=True)
+        choices = dict(cfg.hydra.runtime.choices)
+        return named(cfg, choices)
+
+
+def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+    """The config without Hydra's own node, and with `name` = `<data>_<model>` where it was left open."""
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    if cfg.get("name", "") is None:
+        cfg.name = f"{choices['data']}_{choices['model']}"
+    return cfg
+
+
+def leaf_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a plain tree, branches included."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from leaf_keys(value, f"{prefix}{key}.")
+
+
+def lay_over(base: Mapping[str, Any], extra: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
+    """A checkpoint's config with other groups (`choices`) and other values (`extra`, nested) laid over it.
+
+    Raises:
+        ConfigError: a key that the config has not, or a group option that does not exist.
+    """
+    cfg = OmegaConf.create(dict(base))
+    if choices:
+        other = compose([f"{group}={option}" for group, option in choices.items()])
+        for group in choices:
+            if group == "experiment":
+                raise ConfigError("an experiment cannot be laid over a checkpoint", fix="name its groups one by one")
+            cfg[group] = other[group]
+        if "data" in choices or "model" in choices:
+            parts = str(base.get("name", "_")).split("_", 1)
+            cfg.name = f"{choices.get('data', parts[0])}_{choices.get('model', parts[-1])}"
+    known = list(leaf_keys(OmegaConf.to_container(cfg, resolve=False)))  # type: ignore[arg-type]
+    for key in leaf_keys(extra):
+        value = OmegaConf.select(OmegaConf.create(dict(extra)), key)
+        if OmegaConf.is_config(value) and not OmegaConf.is_list(value) and key in known:
+            continue
+        if key not in known:
+            raise unknown_key(key, known)
+        OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """The error for an override that names no key."""
+    near = closest(key, known)
+    return ConfigError(
+        f"there is no config key '{key}'",
+        expected="a key of the config: python -m segtrain --cfg job shows all",
+        fix=f"did you mean {near}?" if near else None,
+    )
+
+
+@contextmanager
+def translated(command: str, overrides: list[str]) -> Iterator[None]:
+    """Turns Hydra's and OmegaConf's errors into ours."""
+    try:
+        yield
+    except MissingConfigException as error:
+        raise _missing_option(error) from error
+    except OverrideParseException as error:
+        text = str(error.override)
+        pair = text if "=" in text else f"{text}=VALUE"
+        raise ConfigError(
+            f"cannot read the override '{text}'", expected="key=value", fix=f"for example {pair}"
+        ) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, command, overrides) from error
+
+
+def _missing_option(error: MissingConfigException) -> ConfigError:
+    missing = error.missing_cfg_file or ""
+    group, _, option = missing.rpartition("/")
+    if not group or error.options is None:
+        return ConfigError(str(error).splitlines()[0])
+    options = [name for name in error.options if not name.startswith("_")]
+    near = closest(option, options)
+    return ConfigError(
+        f"there is no '{option}' in the group '{group}'",
+        expected=listed(options, 40),
+        fix=f"did you mean {group}={near}?" if near else None,
+    )
+
+
+def _explained(error: Exception, command: str, overrides: list[str]) -> ConfigError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    key = re.search(r"Could not override '([^']+)'", lines[0])
+    if key:
+        return unknown_key(key.group(1), _known_keys(command, overrides))
+    if "Ambiguous value" in lines[0]:
+        return ConfigError(lines[0].split("\n")[0], fix="to run one job per value add --multirun; a list is [a,b]")
+    return ConfigError(lines[0], where=getattr(error, "full_key", None) or None)
+
+
+def _known_keys(command: str, overrides: list[str]) -> list[str]:
+    """All keys and groups of the config as composed with those overrides that choose a group's option."""
+    options = groups()
+    chosen = [o for o in overrides if (parts := o.split("=", 1))[0] in options and parts[-1] in options[parts[0]]]
+    tree = OmegaConf.to_container(compose(chosen, command), resolve=False)
+    return [*leaf_keys(tree), *options]  # type: ignore[arg-type]
+
+
+def split_overrides(command: str, argv: list[str]) -> list[str]:
+    """For commands on a checkpoint: hides overrides of the checkpoint's own config from Hydra.
+
+    `data.root=/x` becomes `++over.data.root=/x` and `data=voc` becomes `++choices.data=voc`; the command lays them over
+    the config inside the checkpoint. Keys of the command itself, flags and Hydra's keys pass through.
+    """
+    own = set(compose([], command)) | {"hydra"}
+    result = []
+    for argument in argv:
+        if argument.startswith("-") or "=" not in argument:
+            result.append(argument)
+            continue
+        with translated(command, argv):
+            override = OverridesParser.create().parse_override(argument)
+        key = override.key_or_group
+        if key.split(".")[0].split("/")[0] in own:
+            result.append(argument)
+        elif override.is_delete():
+            raise ConfigError(
+                f"'{argument}': keys of a checkpoint's config cannot be removed", fix="override their value"
+            )
+        else:
+            value = argument.split("=", 1)[1]
+            result.append(f"++choices.{key}={value}" if key in groups() else f"++over.{key}={value}")
+    return result

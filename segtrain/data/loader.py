@@ -1,0 +1,221 @@
+"""Batches in a fixed order: which samples make step `s` of epoch `e` depends on the seed alone.
+
+Not on the number of workers, nor on where a run was interrupted. The sampler hands the dataset epoch and index
+together, because workers that outlive an epoch would never see an epoch set on the dataset.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from types import FrameType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from segtrain import distributed
+from segtrain.data.dataset import Sample
+from segtrain.errors import DataError, ResourceError, SegtrainError
+from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """The keys of a `data` node that are about batches, not about the dataset."""
+
+    num_classes: NumClasses
+    crop_size: Size
+    val_split: str = "val"
+    batch_size: PositiveInt = 8
+    num_workers: NonNegativeInt = 2
+    scan: PositiveInt | None = 512
+
+
+class TrainLoader:
+    """Endless epochs of steps; a step is `accumulate` batches per process, and an incomplete last step is dropped.
+
+    Step k of an epoch takes the same samples on 1 or N processes as long as batch_size x accumulate x N is the same.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        *,
+        batch_size: PositiveInt = 8,
+        num_workers: NonNegativeInt = 2,
+        accumulate: PositiveInt = 1,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.accumulate = accumulate
+        self.batch_size = batch_size
+        self.samples_per_step = batch_size * accumulate * distributed.world_size()
+        self.length = len(dataset)  # type: ignore[arg-type]
+        self.steps_per_epoch = self.length // self.samples_per_step
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"the training split has {self.length} images, one step needs {self.samples_per_step}",
+                expected="batch_size x accumulate x processes <= images, so that at least one step is made",
+                fix=f"set data.batch_size={max(1, self.length // (self.samples_per_step // batch_size))}",
+            )
+        self.order = StepSampler(self, seed)
+        self.loader = _loader(dataset, self.order, _collate, num_workers, pin_memory)
+
+    def steps(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
+        """The batches of steps `first`, `first + 1`, … of an epoch."""
+        self.order.epoch, self.order.first = epoch, first
+        step: list[Batch] = []
+        for batch in _raising(self.loader):
+            step.append(batch)
+            if len(step) == self.accumulate:
+                yield step
+                step = []
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Yields this process's batches as lists of (epoch, index)."""
+
+    def __init__(self, plan: TrainLoader, seed: int) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.epoch = 0
+        self.first = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        plan, epoch = self.plan, self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(plan.length)
+        world, batch = distributed.world_size(), plan.batch_size
+        for number in range(self.first * plan.accumulate, plan.steps_per_epoch * plan.accumulate):
+            start = (number * world + distributed.rank()) * batch
+            yield [(epoch, int(index)) for index in order[start : start + batch]]
+
+    def __len__(self) -> int:
+        return (self.plan.steps_per_epoch - self.first) * self.plan.accumulate
+
+
+class EvalLoader:
+    """Every sample once, in order, whole; process r of N takes samples r, r + N, …, and none is counted twice.
+
+    Yields batches of one image size: neighbors of equal size go together, nothing is padded.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        *,
+        batch_size: PositiveInt = 8,
+        num_workers: NonNegativeInt = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.length = len(dataset)  # type: ignore[arg-type]
+        mine = range(distributed.rank(), self.length, distributed.world_size())
+        chunks = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+        self.images = len(mine)
+        self.loader = _loader(dataset, chunks, _collate_by_size, num_workers, pin_memory)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batches in _raising(self.loader):
+            yield from batches
+
+
+def _loader(dataset: Dataset[Sample], order: Any, collate: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
+    return DataLoader(
+        _Guarded(dataset),
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker,
+        # Without its own generator, each `iter(loader)` draws from the global one and dropout differs after a resume.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+class _Guarded(Dataset[Any]):
+    """Returns a user's error as a value: raised in a worker, its text would arrive inside a traceback."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            image, target, record = self.dataset[key]
+        except SegtrainError as error:
+            return error
+        return image, target, key[1] if isinstance(key, tuple) else key, record
+
+
+def _collate(samples: Sequence[Any]) -> Batch | SegtrainError:
+    errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
+    if errors:
+        return errors[0]
+    images, targets, indices, records = zip(*samples, strict=True)
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        return DataError(
+            f"a batch holds images of different sizes: {sorted(sizes)}",
+            expected="one size per batch: a crop, or a resize to one size",
+            fix="use augment=basic (random crop) or augment=none (resize) with augment.crop_size",
+        )
+    # An array above 8 bits makes the whole batch float32; both keep the range [0, 255].
+    dtype = np.float32 if any(image.dtype == np.float32 for image in images) else np.uint8
+    return Batch(
+        image=torch.from_numpy(np.stack(images).astype(dtype, copy=False)),
+        target=torch.from_numpy(np.stack(targets)),
+        index=torch.tensor(indices),
+        records=list(records),
+    )
+
+
+def _collate_by_size(samples: Sequence[Any]) -> list[Batch] | SegtrainError:
+    errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
+    if errors:
+        return errors[0]
+    groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample[0].shape)]
+    return [_collate(group) for group in groups]  # type: ignore[misc]
+
+
+def _raising(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        for item in loader:
+            if isinstance(item, SegtrainError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a data worker died: {str(error).splitlines()[0]}",
+            expected="enough memory (and /dev/shm) for data.num_workers processes",
+            fix="try data.num_workers=0 to see the cause, fewer workers, or a container with a larger --shm-size",
+        ) from error
+
+
+_CLOSING = multiprocessing.Event()
+atexit.register(_CLOSING.set)  # runs before multiprocessing's own hook, which ends the workers by SIGTERM
+
+
+def _quiet_worker(worker: int) -> None:
+    """Workers leave signals to the main process and OpenCV's threads to the other workers.
+
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group; a worker that died of it would take the step down
+    that the main process is about to finish and save.
+    """
+
+    def end_when_closing(number: int, frame: FrameType | None) -> None:
+        if _CLOSING.is_set():
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_when_closing)
+    cv2.setNumThreads(0)

@@ -1,0 +1,201 @@
+"""Image and mask files to arrays: one defined conversion for every mode that Pillow knows.
+
+Images (`read_image`), turned upright by their EXIF orientation:
+
+| mode of the file                      | with channels=3                                        |
+|---------------------------------------|--------------------------------------------------------|
+| RGB                                   | as it is                                               |
+| L                                     | repeated                                               |
+| 1                                     | 0 and 255, repeated                                    |
+| P                                     | its palette's colors, transparency dropped             |
+| LA, PA, RGBA                          | alpha dropped (Pillow divides premultiplied colors)    |
+| CMYK, YCbCr, LAB                      | Pillow's conversion to RGB                             |
+| I;16, I;16B (9 to 16 bits, grey)      | float32: value * 255 / (2^bits - 1), repeated          |
+| I (a 32-bit box for 16-bit values)    | float32: value / 257, repeated; refused beyond 65535   |
+| RGB, RGBA, LA of 16 bits per channel  | 8 bits: Pillow decodes the high byte alone             |
+| F                                     | refused: no range is declared                          |
+
+With channels=1 the result is the luma of that RGB image (ITU-R 601-2), or the grey values themselves.
+
+Masks (`read_mask`), never scaled and never turned by EXIF (a TIFF's own orientation is part of its decoding):
+
+| mode of the file                      | values                                                 |
+|---------------------------------------|--------------------------------------------------------|
+| P, L                                  | as stored: palette indices, grey values                |
+| 1                                     | 0 and 1                                                |
+| LA, PA                                | as L and P, alpha dropped                              |
+| I;16, I                               | uint16, int32                                          |
+| RGB, RGBA                             | grey where the three channels are equal, else colors   |
+| anything else                         | refused                                                |
+
+Every file is decoded to its last byte here, so that a truncated one is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from segtrain.errors import DataError, SegtrainError
+
+T = TypeVar("T")
+
+_REPLACE = "replace the file, or take its name out of the split"
+_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
+# Pillow spreads grey values of fewer than 8 bits over 0..255; a mask needs them as they are in the file.
+_SPREAD = {"L;2": 85, "L;4": 17}
+
+
+def read_image(path: Path, channels: Literal[1, 3] = 3) -> np.ndarray:
+    """The image as (H, W, channels) uint8, or float32 in [0, 255] for grey of more than 8 bits.
+
+    Raises:
+        DataError: missing, empty, truncated, not an image, too large, or of a kind that the table refuses.
+    """
+    return _decode(path, lambda image: _image_pixels(image, path, channels))
+
+
+def read_mask(path: Path, *, keep_channels: bool = False) -> np.ndarray:
+    """The mask's file values (H, W) uint8, uint16 or int32, or its colors (H, W, 3) uint8.
+
+    With `keep_channels` a three-channel file gives (H, W, 3) even where it is grey, for callers who can tell
+    by their palette whether grey is a color or an index.
+
+    Raises:
+        DataError: missing, empty, truncated, not an image, too large, or of a kind that the table refuses.
+    """
+    return _decode(path, lambda image: _mask_pixels(image, path, keep_channels))
+
+
+def read_alpha(path: Path, *, upright: bool = False) -> np.ndarray | None:
+    """The alpha channel (H, W) uint8, 255 = opaque; None where the file has none.
+
+    `upright` applies the EXIF orientation: for the alpha of an image, not of a mask.
+    """
+
+    def alpha(image: Image.Image) -> np.ndarray | None:
+        if not image.has_transparency_data:
+            return None
+        image.load()
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        return np.array(image.convert("RGBA").getchannel("A"))
+
+    return _decode(path, alpha)
+
+
+def _decode(path: Path, pixels_of: Callable[[Image.Image], T]) -> T:
+    """`pixels_of(image)`; whatever Pillow raises on a damaged file becomes an error that names it."""
+    try:
+        with Image.open(path) as image:
+            _refuse_bomb(image, path)
+            return pixels_of(image)
+    except (SegtrainError, MemoryError):
+        raise
+    except Exception as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, …
+        raise DataError(_reason(path, error), where=path, fix=_REPLACE) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "file not found"
+    if isinstance(error, PermissionError | IsADirectoryError):
+        return f"file cannot be opened: {error.strerror}"
+    if path.stat().st_size == 0:
+        return "file is empty (0 bytes)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"image is too large: {error}"
+    if isinstance(error, UnidentifiedImageError):
+        return "file is not an image that Pillow can read"
+    return f"file is damaged: {error or type(error).__name__}"
+
+
+def _refuse_bomb(image: Image.Image, path: Path) -> None:
+    # Pillow only warns between one and two times its limit; by then a 24 kB file can ask for gigabytes.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise DataError(
+            f"image is too large: {image.width}x{image.height} pixels",
+            where=path,
+            expected=f"at most {limit:,} pixels (Pillow's limit against decompression bombs)",
+            fix="cut it into smaller images",
+        )
+
+
+def _image_pixels(image: Image.Image, path: Path, channels: int) -> np.ndarray:
+    top = _top_value(image)
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in (*_DEEP_GREY, "I"):
+        grey = _scaled(np.array(image), top, path)
+        return np.repeat(grey[..., None], channels, axis=2)
+    if image.mode == "F":
+        raise DataError(
+            "image holds floating-point values, whose range no file declares",
+            where=path,
+            expected="8 or 16 bits per channel",
+            fix="scale the values yourself and save as 16-bit PNG or TIFF",
+        )
+    if image.mode in ("1", "L") and channels == 1:
+        return np.array(image.convert("L"))[..., None]
+    if image.mode == "P" and image.has_transparency_data:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns of the transparency it drops
+    image = image.convert("RGB")
+    return np.array(image) if channels == 3 else np.array(image.convert("L"))[..., None]
+
+
+def _top_value(image: Image.Image) -> int:
+    """The largest value of a deep grey file: only TIFF declares fewer than 16 bits."""
+    bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
+    return 2 ** min(bits, 16) - 1
+
+
+def _scaled(values: np.ndarray, top: int, path: Path) -> np.ndarray:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > top:
+        raise DataError(
+            f"image holds values {low} to {high}",
+            where=path,
+            expected=f"0 to {top}",
+            fix="scale the values yourself and save as 16-bit PNG or TIFF",
+        )
+    return values.astype(np.float32) * np.float32(255 / top)
+
+
+def _mask_pixels(image: Image.Image, path: Path, keep_channels: bool) -> np.ndarray:
+    raw = _raw_mode(image)
+    values = np.array(image)
+    if image.mode in ("P", "L", "1"):
+        return values.astype(np.uint8, copy=False) // np.uint8(_SPREAD.get(raw, 1))
+    if image.mode in _DEEP_GREY:
+        return values.astype(np.uint16)
+    if image.mode == "I":
+        return values
+    if image.mode in ("LA", "PA") and ";16" not in raw:
+        return np.ascontiguousarray(values[..., 0])
+    if image.mode in ("RGB", "RGBA") and ";16" not in raw:
+        colors = np.ascontiguousarray(values[..., :3])
+        return colors if keep_channels or not is_grey(colors) else np.ascontiguousarray(colors[..., 0])
+    raise DataError(
+        f"mask has mode {image.mode}" + (" with 16 bits per channel" if ";16" in raw else ""),
+        where=path,
+        expected="a one-channel or palette image of class values, or an 8-bit RGB image of class colors",
+        fix="export the mask as PNG with class indices",
+    )
+
+
+def is_grey(colors: np.ndarray) -> bool:
+    """Whether the three channels of (H, W, 3) are equal everywhere."""
+    first = colors[..., 0]
+    return np.array_equal(first, colors[..., 1]) and np.array_equal(first, colors[..., 2])
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the values lie in the file, e.g. `L;4` behind mode L; known until the pixels are loaded."""
+    tile = getattr(image, "tile", None)
+    args = tile[0][3] if tile else ""
+    return args if isinstance(args, str) else str(args[0] if args else "")

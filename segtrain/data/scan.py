@@ -1,0 +1,126 @@
+"""Reads the masks before the first step: are they usable, and how common is each class?
+
+The counts feed the class weights; the check turns a label fault into one error that names the files, instead
+of a device-side assert or a class that never learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.errors import DataError
+from segtrain.types import IGNORE_INDEX, PositiveInt, Record
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the masks of `images` of the dataset's `of` samples hold, in pixels.
+
+    `pixels` (C,) int64 per class; `ignored` unlabelled ones; `pixels_of_images_with_class` (C,) int64 all
+    pixels, unlabelled ones too, of the images in which the class occurs: the denominator of median frequency
+    balancing (Eigen and Fergus 2015).
+    """
+
+    images: int
+    of: int
+    pixels: np.ndarray
+    ignored: int
+    pixels_of_images_with_class: np.ndarray
+
+    def shares(self) -> np.ndarray:
+        """Each class's share (C,) of all pixels, in [0, 1]; with `ignored_share()` they add up to 1."""
+        return self.pixels / max(self._total(), 1)
+
+    def ignored_share(self) -> float:
+        """The unlabelled share of all pixels, in [0, 1]."""
+        return self.ignored / max(self._total(), 1)
+
+    def _total(self) -> int:
+        return int(self.pixels.sum()) + self.ignored
+
+
+def scan(dataset: SegmentationDataset, limit: PositiveInt | None = None, threads: PositiveInt = 4) -> Scan:
+    """Counts the labels of `limit` evenly spaced samples (None: of all); no image is read.
+
+    Raises:
+        DataError: masks that cannot be used, all of them in one error; or a binary dataset whose masks hold 0
+            and 255 alone, where 255 means unlabelled.
+    """
+    records = _evenly(dataset.records, limit)
+    # Decoding releases the GIL, so threads are enough; sums of integers do not depend on their order.
+    with ThreadPoolExecutor(threads) as pool:
+        counted = list(pool.map(lambda record: _count(dataset, record), records))
+    errors = [(record, count) for record, count in zip(records, counted, strict=True) if isinstance(count, DataError)]
+    if errors:
+        raise _together(errors, len(records))
+    found = _sum([count for count in counted if not isinstance(count, DataError)], dataset)
+    if _foreground_is_255(found, dataset):
+        if len(records) < len(dataset):
+            return scan(dataset, None, threads)  # the sample may have missed a rare class: look at every mask
+        raise _binary_error(found, dataset)
+    return found
+
+
+def _evenly(records: Sequence[Record], limit: int | None) -> list[Record]:
+    count = len(records) if limit is None else min(limit, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def _count(dataset: SegmentationDataset, record: Record) -> np.ndarray | DataError:
+    try:
+        target = dataset.read_target(record)
+    except DataError as error:
+        return error
+    return np.bincount(target.ravel(), minlength=IGNORE_INDEX + 1)
+
+
+def _sum(counts: Sequence[np.ndarray], dataset: SegmentationDataset) -> Scan:
+    table = np.stack(counts).astype(np.int64)
+    classes = table[:, : len(dataset.classes)]
+    return Scan(
+        images=len(counts),
+        of=len(dataset),
+        pixels=classes.sum(0),
+        ignored=int(table[:, IGNORE_INDEX].sum()),
+        pixels_of_images_with_class=((classes > 0) * table.sum(1, keepdims=True)).sum(0),
+    )
+
+
+def _together(errors: Sequence[tuple[Record, DataError]], total: int) -> DataError:
+    first = errors[0][1]
+    if len(errors) == 1:
+        return first
+    # One line per file: the error's own place starts with the path, and may go on with what was found there.
+    lines = [f"{(error.where or record.source).splitlines()[0]}: {error.found}" for record, error in errors[:_SHOWN]]
+    more = [f"and {len(errors) - _SHOWN} more"] * (len(errors) > _SHOWN)
+    return DataError(
+        f"{len(errors)} of {total} masks cannot be used",
+        where="\n".join(lines + more),
+        expected=first.expected,
+        fix=first.fix and f"for the first: {first.fix}",
+    )
+
+
+def _foreground_is_255(found: Scan, dataset: SegmentationDataset) -> bool:
+    return (
+        len(dataset.classes) == 2
+        and found.pixels[1] == 0
+        and found.ignored > 0
+        and dataset.labels.leaves_255_unlabelled
+    )
+
+
+def _binary_error(found: Scan, dataset: SegmentationDataset) -> DataError:
+    return DataError(
+        f"every labelled pixel is class 0 ({dataset.classes[0]}) and 255 covers {found.ignored_share():.1%}",
+        where=f"{found.images} masks of split '{dataset.split}', e.g. {dataset.records[0].target}",
+        expected=f"pixels of class 1 ({dataset.classes[1]}); 255 means unlabelled and is never learned",
+        fix="if 255 is the foreground, set data.label_map={0: 0, 255: 1}",
+    )

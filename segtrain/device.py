@@ -1,0 +1,67 @@
+"""Which device a run uses, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from segtrain import distributed
+from segtrain.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `mps`, `cuda` or `cuda:N` -> a device that exists.
+
+    Raises:
+        ConfigError: it does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"trainer.device={name}", expected="auto, cpu, mps, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = distributed.local_rank() if device.index is None else device.index
+        if index >= count:
+            raise ConfigError(
+                f"trainer.device={name}, but {count} CUDA devices are available",
+                expected="a device that exists",
+                fix="trainer.device=auto, or check the driver with nvidia-smi",
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("trainer.device=mps, but there is no MPS device", fix="trainer.device=auto")
+    elif device.type not in ("cpu", "mps"):
+        raise ConfigError(f"trainer.device={name}", expected="auto, cpu, mps, cuda or cuda:N")
+    return device
+
+
+def amp_dtype(amp: Literal["auto", "bf16", "fp16", "off"], device: torch.device) -> torch.dtype | None:
+    """The autocast precision, None for float32.
+
+    Raises:
+        ConfigError: the device cannot do what was asked.
+    """
+    if amp == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if amp == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"trainer.amp=fp16 needs a CUDA device, this run is on {device}", fix="trainer.amp=bf16 or auto"
+        )
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Asks for the same bits on every run, or for cuDNN's fastest algorithms."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted

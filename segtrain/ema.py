@@ -1,0 +1,68 @@
+"""Averaged weights: an exponential moving average of the model, or an object that does nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """Keeps `average <- decay * average + (1 - decay) * model` after every step.
+
+    Early on the decay is (1 + n) / (10 + n), so that the random initialization is forgotten quickly. BatchNorm
+    statistics are averaged like weights; integer buffers are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes in the model after one optimizer step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        theirs = model.state_dict()
+        floats: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for name, mine in self.average.state_dict().items():
+            if mine.is_floating_point():
+                floats.append((mine, theirs[name]))
+            else:
+                mine.copy_(theirs[name])
+        torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], 1 - decay)
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """The model whose scores are reported: the average."""
+        return self.average
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps."""
+        return {"updates": self.updates, "model": self.average.state_dict()}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Continues from `state()`; None: the checkpoint had no average, so this one starts at the loaded weights."""
+        if state is not None:
+            self.updates = state["updates"]
+            self.average.load_state_dict(state["model"])
+
+
+class NoEma:
+    """`trainer.ema=null`: the model itself is evaluated."""
+
+    def update(self, model: nn.Module) -> None:
+        """Nothing to keep."""
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def state(self) -> dict[str, Any] | None:
+        """Nothing to save."""
+        return None
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Nothing to restore."""

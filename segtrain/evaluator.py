@@ -1,0 +1,70 @@
+"""One evaluation for training and for `evaluate`: every image once, whole, counted in integers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from segtrain import distributed
+from segtrain.types import Batch
+
+
+class Meter(Protocol):
+    """What a task counts over an evaluation."""
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Takes in one batch that is on the model's device."""
+
+    def reduce(self) -> None:
+        """Adds the counts of all ranks."""
+
+    def scores(self) -> dict[str, Any]:
+        """The scores, as plain numbers by name."""
+
+
+class EvaluatedTask(Protocol):
+    """All that evaluation asks of a task."""
+
+    def meter(self) -> Meter:
+        """A meter at zero."""
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    task: EvaluatedTask,
+    device: torch.device,
+    *,
+    precision: Callable[[], AbstractContextManager[Any]],
+    after_batch: Callable[[int], object] = lambda images: None,
+) -> dict[str, Any]:
+    """Scores of `model` over every image that `loader` yields on any rank.
+
+    No rank waits for another inside the loop, because ranks may have different numbers of images; counts are added
+    once at the end. `after_batch(images)` may raise to stop. The model's training mode is restored.
+    """
+    was_training = model.training
+    model.eval()
+    meter = task.meter()
+    started, images = time.monotonic(), 0
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                with precision():
+                    meter.update(model, batch.to(device))
+                images += len(batch)
+                after_batch(len(batch))
+    finally:
+        model.train(was_training)
+    meter.reduce()
+    total = int(distributed.sum_(torch.tensor([images], device=device)).item())
+    return {
+        **meter.scores(),
+        "images": total,
+        "images_per_second": total / max(1e-9, time.monotonic() - started),
+    }

@@ -1,0 +1,226 @@
+"""From a config to objects, and from a checkpoint to objects. The door for notebooks and tests too.
+
+    from segtrain.experiment import compose, build
+    trainer = build(compose(["data=pet", "model=unet"]))
+    trainer.fit()
+
+The config is resolved to plain data once and checked against the signatures of what it configures before anything is
+built or any data is touched.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from segtrain import __version__, checkpoint, distributed
+from segtrain.composition import compose, lay_over, run_id
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
+from segtrain.device import amp_dtype, be_deterministic, pick_device
+from segtrain.errors import CheckpointError, ConfigError, listed
+from segtrain.introduction import environment_line, model_name, say_data, say_plan
+from segtrain.parts import make_dataset, make_model, make_optimizer, make_task, refuse_batch_of_one
+from segtrain.rng import seed_everything
+from segtrain.segmenter import Segmenter
+from segtrain.settings import ModelOptions, Plain, Settings
+from segtrain.tracking import RunTracker, Tracker
+from segtrain.trainer import Trainer
+
+__all__ = ["Segmenter", "build", "build_dataset", "build_model", "compose", "from_checkpoint"]
+
+
+def join(settings: Settings) -> torch.device:
+    """Picks the device and joins the other processes of torchrun, if there are any."""
+    device = pick_device(settings.options.device)
+    distributed.start(device)
+    return device
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The network alone, with `model.weights` loaded; needs no data."""
+    return make_model(Settings(cfg))[0]
+
+
+def build_dataset(cfg: DictConfig, split: str) -> SegmentationDataset:
+    """One split of the dataset; the training split comes augmented, the others as they are."""
+    return make_dataset(Settings(cfg), split)
+
+
+def build(
+    cfg: DictConfig,
+    *,
+    folder: Path | None = None,
+    tracker: Tracker | None = None,
+    resume: Mapping[str, Any] | None = None,
+    resume_hint: str = "",
+) -> Trainer:
+    """A trainer ready to `fit()`.
+
+    Args:
+        folder: the run folder; None: a new one under outputs/train.
+        tracker: who says what happens; None: console, files and TensorBoard in `folder`.
+        resume: a loaded checkpoint to go on from.
+        resume_hint: shown when the run is interrupted.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as each part finds.
+    """
+    settings = Settings(cfg)
+    settings.refuse_clashes()
+    loader: LoaderOptions = settings.rider["data"]
+    options = settings.options
+    device = join(settings)
+    precision = amp_dtype(options.amp, device)
+    folder = folder or Path(distributed.from_main(f"outputs/train/{settings.name}/{run_id()}"))
+    if tracker is None:
+        after = None if resume is None else int(resume["step"])
+        tracker = (
+            RunTracker(folder, tensorboard=options.tensorboard, purge_after=after)
+            if distributed.is_main()
+            else Tracker()
+        )
+    be_deterministic(options.deterministic)
+    seed_everything(options.seed)
+    tracker.say(environment_line(device, precision, options.seed))
+    model, report = make_model(settings, load=resume is None)
+    if distributed.world_size() > 1 and device.type == "cuda" and options.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    refuse_batch_of_one(settings, model)
+    parameters = sum(p.numel() for p in model.parameters())
+    tracker.say(f"model    {model_name(settings)}   {parameters / 1e6:.2f} M parameters   {report}")
+    train, val = make_dataset(settings, "train"), make_dataset(settings, loader.val_split, augmented=False)
+    counted = say_data(tracker, settings, train, val)
+    task = make_task(settings, counted)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    pin = device.type == "cuda"
+    train_loader = TrainLoader(
+        train,
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        accumulate=options.accumulate,
+        seed=options.seed,
+        pin_memory=pin,
+    )
+    val_loader = EvalLoader(val, batch_size=loader.batch_size, num_workers=loader.num_workers, pin_memory=pin)
+    optimizer, scheduler = make_optimizer(settings, model, train_loader.steps_per_epoch)
+    if options.monitor not in task.monitors:
+        raise ConfigError(f"trainer.monitor={options.monitor}", expected=listed(task.monitors))
+    seed_everything(options.seed + distributed.rank())  # ranks share the weights, not the dropout
+    trainer = Trainer(
+        model=model,
+        task=task.to(device),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        options=options,
+        device=device,
+        amp_dtype=precision,
+        tracker=tracker,
+        folder=folder,
+        about=_about(settings, train),
+        resume_hint=resume_hint,
+        freeze_bn=settings.rider["model"].freeze_bn,
+    )
+    say_plan(tracker, trainer, folder)
+    if resume is not None:
+        trainer.restore(dict(resume))
+        tracker.say(f"resumed  step {trainer.step}, epoch {trainer.epoch + 1}")
+    return trainer
+
+
+def from_checkpoint(
+    path: str | Path,
+    *,
+    over: Mapping[str, Any] | None = None,
+    choices: Mapping[str, str] | None = None,
+    allow_targets: list[str] | None = None,
+) -> Segmenter:
+    """The model of a checkpoint, with its averaged weights where it has them, ready to predict.
+
+    Args:
+        path: a file written by training.
+        over: nested values laid over the checkpoint's config, e.g. `{"trainer": {"device": "cpu"}}`.
+        choices: other groups, e.g. `{"inference": "slide"}`.
+        allow_targets: packages of your own that the config may name; never taken from the file.
+
+    Raises:
+        CheckpointError: missing, damaged or misfitting file.
+        ConfigError: a key or group that does not exist.
+    """
+    state = checkpoint.load(Path(path).expanduser())
+    base = {**state["config"], "allow_targets": allow_targets or []}
+    cfg = lay_over(base, over or {}, choices or {})
+    settings = Settings(cfg)
+    settings.rider["model"] = ModelOptions(**{**vars(settings.rider["model"]), "weights": "none"})
+    model = make_model(settings)[0]
+    weights = state["model"] if state["ema"] is None else state["ema"]["model"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights do not fit the model: {str(error).splitlines()[-1].strip()}",
+            where=path,
+            expected=f"model {settings.node['model']['_target_']} as configured in the file",
+            fix="drop the overrides of model.* and data.classes",
+        ) from error
+    return segmenter(cfg, settings, model, state["classes"], state["palette"])
+
+
+def from_config(cfg: DictConfig) -> tuple[Segmenter, str]:
+    """A model with published weights and no checkpoint; and the line that says what was loaded."""
+    settings = Settings(cfg)
+    model, report = make_model(settings)
+    data = settings.node["data"]
+    return segmenter(cfg, settings, model, data["classes"], data["palette"]), report
+
+
+def segmenter(
+    cfg: DictConfig, settings: Settings, model: nn.Module, classes: list[str], palette: list[list[int]]
+) -> Segmenter:
+    """Puts a model with its weights on its device, with everything around it."""
+    device = pick_device(settings.options.device)
+    distributed.start(device)
+    task = make_task(settings, None, classes, palette)
+    return Segmenter(
+        model=model.to(device).eval(),
+        task=task.to(device),
+        classes=list(classes),
+        palette=palette,
+        normalize=settings.rider["model"].normalize,
+        config=cfg,
+        settings=settings,
+        device=device,
+        amp=amp_dtype(settings.options.amp, device),
+    )
+
+
+def _about(settings: Settings, dataset: SegmentationDataset) -> Plain:
+    return {
+        "config": settings.tree,
+        "task": settings.node["task"]["_target_"].rsplit(".", 1)[-1],
+        "classes": dataset.classes,
+        "palette": dataset.palette,
+        "label_map": settings.node["data"].get("label_map"),
+        "normalize": settings.rider["model"].normalize,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a number or a file was made with."""
+    packages = ("torch", "torchvision", "albumentations", "numpy", "opencv-python-headless", "hydra-core")
+    return {
+        "segtrain": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

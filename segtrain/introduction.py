@@ -1,0 +1,60 @@
+"""What a run says before its first step: where it runs, what it trains, on which data, and for how long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from segtrain import __version__, distributed
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.scan import Scan, scan
+from segtrain.errors import listed
+from segtrain.settings import Settings
+from segtrain.tracking import Tracker
+from segtrain.trainer import Trainer
+
+
+def environment_line(device: torch.device, precision: torch.dtype | None, seed: int) -> str:
+    """Versions, device, precision and seed."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    number = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision, "fp32")  # type: ignore[arg-type]
+    ranks = f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    return f"segtrain {__version__} | torch {torch.__version__} | {device} ({kind}){ranks} | {number} | seed {seed}"
+
+
+def model_name(settings: Settings) -> str:
+    """`DeepLabV3Plus / resnet50`."""
+    node = settings.node["model"]
+    return node["_target_"].rsplit(".", 1)[-1] + (f" / {node['backbone']}" if "backbone" in node else "")
+
+
+def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, val: SegmentationDataset) -> Scan | None:
+    """Checks masks before the first step, and says how common each class is."""
+    limit = settings.rider["data"].scan
+    scheme = settings.rider["loss"].class_weights
+    needs_all = isinstance(scheme, str) and scheme != "none"
+    tracker.say(f"data     {type(train).__name__}   {len(train.classes)} classes, 255 ignored")
+    counted = scan(train, None if needs_all else limit)
+    checked = scan(val, limit)
+    tracker.say(
+        f"           train {len(train)}   val {len(val)}   masks checked {counted.images}/{counted.of} and "
+        f"{checked.images}/{checked.of}: all usable"
+    )
+    shares = [f"{name} {share:.1%}" for name, share in zip(train.classes, counted.shares(), strict=True)]
+    tracker.say(f"           pixels {listed(shares, 12)}, ignored {counted.ignored_share():.1%}")
+    if settings.rider["model"].weights == "none" and train.records[0].image is not None:
+        tracker.say("           note: training from random weights; model.weights=imagenet usually scores far higher")
+    return counted
+
+
+def say_plan(tracker: Tracker, trainer: Trainer, folder: Path) -> None:
+    """How long the run is and where it writes."""
+    steps, options = trainer.train_loader.steps_per_epoch, trainer.options
+    tracker.say(
+        f"plan     {options.epochs} epochs x {steps} steps of {trainer.train_loader.samples_per_step} images, "
+        f"{trainer.total_steps} steps in all   validation every epoch   best by {options.monitor}"
+    )
+    tracker.say(f"run      {folder}")
+    tracker.say(f"watch    tensorboard --logdir {folder}" if options.tensorboard else "watch    metrics.jsonl")
+    tracker.say()

@@ -1,0 +1,1 @@
+"""Losses that ignore unlabelled pixels exactly."""

@@ -1,0 +1,1 @@
+"""Networks: image in, `{"out": logits}` out."""

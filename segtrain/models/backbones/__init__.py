@@ -1,0 +1,1 @@
+"""Feature extractors: image in, features shallow to deep out."""

@@ -1,0 +1,85 @@
+"""Checked settings -> the objects of a run, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from segtrain import signatures
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.scan import Scan
+from segtrain.data.transforms import SegmentationTransform
+from segtrain.errors import ConfigError
+from segtrain.losses.weights import class_weights, listed_class_weights
+from segtrain.models.layers import needs_two_samples
+from segtrain.models.pretrained import load_weights
+from segtrain.optim import make_scheduler, parameter_groups
+from segtrain.settings import GroupOptions, Settings
+from segtrain.trainer import total_steps
+
+
+def make_model(settings: Settings, load: bool = True) -> tuple[nn.Module, str]:
+    """The network, and the line that says which weights it has; `load=False`: a checkpoint will fill it."""
+    model: nn.Module = settings.make("model")
+    weights = settings.rider["model"].weights
+    return model, load_weights(model, weights) if load else "weights from the checkpoint"
+
+
+def make_dataset(settings: Settings, split: str, augmented: bool = True) -> SegmentationDataset:
+    """One split; the training split with its transform unless `augmented` is False."""
+    transform = None
+    if augmented and split == "train":
+        steps = signatures.instantiate(settings.augment["transforms"], "augment.transforms", allow=settings.allow)
+        transform = SegmentationTransform(steps)
+    dataset: SegmentationDataset = settings.make("data", split=split, transform=transform, seed=settings.options.seed)
+    return dataset
+
+
+def make_task(
+    settings: Settings,
+    counted: Scan | None,
+    classes: list[str] | None = None,
+    palette: list[list[int]] | None = None,
+) -> Any:
+    """Loss, scores and inference; `counted` masks give the class weights that a training needs."""
+    loss = settings.make("loss")
+    scheme = settings.rider["loss"].class_weights
+    if isinstance(scheme, list):
+        loss.use_class_weights(listed_class_weights(scheme, settings.rider["data"].num_classes))
+    elif scheme != "none" and counted is not None:
+        pixels = torch.from_numpy(counted.pixels)
+        loss.use_class_weights(class_weights(scheme, pixels, torch.from_numpy(counted.pixels_of_images_with_class)))
+    normalize = settings.rider["model"].normalize
+    return settings.make(
+        "task",
+        loss=loss,
+        classes=classes or settings.node["data"]["classes"],
+        palette=palette or settings.node["data"].get("palette"),
+        mean=normalize["mean"],
+        std=normalize["std"],
+        inference=settings.make("inference"),
+    )
+
+
+def make_optimizer(
+    settings: Settings, model: nn.Module, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer over the model's parameter groups, and its schedule over the whole run."""
+    node = settings.node["optimizer"]
+    shape: GroupOptions = settings.rider["optimizer"]
+    groups = parameter_groups(model, lr=node["lr"], weight_decay=node.get("weight_decay", 0.0), **vars(shape))
+    optimizer = settings.make("optimizer", params=groups)
+    steps = total_steps(settings.options, steps_per_epoch)
+    return optimizer, make_scheduler(optimizer, settings.make("scheduler"), steps)
+
+
+def refuse_batch_of_one(settings: Settings, model: nn.Module) -> None:
+    """BatchNorm needs two values per channel to have statistics: found here, not in the first step."""
+    if settings.rider["data"].batch_size == 1 and not settings.rider["model"].freeze_bn and needs_two_samples(model):
+        raise ConfigError(
+            "data.batch_size=1 with a model that pools the image to one value before BatchNorm",
+            expected="at least 2 values per channel, or the statistics are undefined",
+            fix="data.batch_size=2, or model.freeze_bn=true; trainer.accumulate does not help BatchNorm",
+        )

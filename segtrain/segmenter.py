@@ -1,0 +1,68 @@
+"""A trained model ready to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.loader import EvalLoader, LoaderOptions
+from segtrain.errors import ConfigError, listed
+from segtrain.parts import make_dataset
+from segtrain.settings import Settings
+
+
+@dataclass
+class Segmenter:
+    """A trained model with all that is needed to use it: no dataset, no config files."""
+
+    model: nn.Module
+    task: Any
+    classes: list[str]
+    palette: list[list[int]]
+    normalize: dict[str, list[float]]
+    config: DictConfig
+    settings: Settings
+    device: torch.device
+    amp: torch.dtype | None
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Image (H, W, C) uint8 RGB -> class indices (H, W) uint8."""
+        with torch.inference_mode(), self.precision():
+            batch = torch.from_numpy(np.ascontiguousarray(image))[None].to(self.device)
+            return self.task.predict(self.model, batch)[0].cpu().numpy()
+
+    def precision(self) -> torch.autocast:
+        """The autocast context this model is used in."""
+        return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
+
+    @property
+    def channels(self) -> Literal[1, 3]:
+        """Channels of the images it takes."""
+        return 1 if self.settings.node["data"].get("channels", 3) == 1 else 3
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """A split of the dataset in the config, untransformed.
+
+        Raises:
+            ConfigError: the dataset has other classes than the model was trained on.
+        """
+        dataset = make_dataset(self.settings, split, augmented=False)
+        if dataset.classes != self.classes:
+            raise ConfigError(
+                f"the data have {len(dataset.classes)} classes: {listed(dataset.classes)}",
+                expected=f"the {len(self.classes)} the model was trained on: {listed(self.classes)}",
+                fix="set data.classes and data.label_map so that they match",
+            )
+        return dataset
+
+    def loader(self, dataset: SegmentationDataset) -> EvalLoader:
+        """Batches for evaluation, as `data.batch_size` and `data.num_workers` say."""
+        options: LoaderOptions = self.settings.rider["data"]
+        pin = self.device.type == "cuda"
+        return EvalLoader(dataset, batch_size=options.batch_size, num_workers=options.num_workers, pin_memory=pin)

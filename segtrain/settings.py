@@ -1,0 +1,175 @@
+"""A config as checked plain data.
+
+Every node is checked against the signature of what it configures before anything is built or any data is touched: a
+wrong key, type or range, or parts that cannot work together, stop a run within a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
+
+from segtrain import signatures
+from segtrain.composition import register_resolvers
+from segtrain.data.loader import LoaderOptions
+from segtrain.errors import ConfigError, listed
+from segtrain.trainer import TrainerOptions
+from segtrain.types import NonNegativeFloat, PositiveFloat, Size
+
+Plain = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalize:
+    """`model.normalize`: per channel, for images scaled to [0, 1]."""
+
+    mean: list[float]
+    std: list[PositiveFloat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The keys of a `model` node that are not the network's own."""
+
+    normalize: Any
+    weights: str = "none"
+    freeze_bn: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """The keys of a `loss` node that are not the loss's own."""
+
+    class_weights: Literal["none", "auto", "median_frequency"] | list[NonNegativeFloat] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """The keys of an `optimizer` node that shape its parameter groups."""
+
+    backbone_lr_mult: NonNegativeFloat = 1.0
+    head_lr_mult: NonNegativeFloat = 1.0
+    decay_norm_bias: bool = False
+
+
+# What the program passes to each node's target itself, and the options that ride along in the node.
+RUNTIME: dict[str, tuple[str, ...]] = {
+    "data": ("split", "transform", "seed"),
+    "model": (),
+    "loss": (),
+    "optimizer": ("params",),
+    "scheduler": (),
+    "inference": (),
+    "task": ("loss", "classes", "palette", "mean", "std", "inference"),
+}
+RIDERS: dict[str, Any] = {
+    "data": LoaderOptions,
+    "model": ModelOptions,
+    "loss": LossOptions,
+    "optimizer": GroupOptions,
+}
+OTHER_KEYS = ("augment", "trainer", "name", "allow_targets")
+
+
+class Settings:
+    """A config as checked plain data: `node[...]` for what is built, `rider[...]` for the options beside it."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        register_resolvers()
+        self.tree = OmegaConf.to_container(cfg, resolve=False)
+        plain = _resolved(cfg)
+        self.allow: list[str] = list(plain.get("allow_targets") or [])
+        self.node: dict[str, Plain] = {}
+        self.rider: dict[str, Any] = {}
+        unknown = [key for key in plain if key not in (*RUNTIME, *OTHER_KEYS)]
+        if unknown:
+            raise ConfigError(f"there is no config key {listed(unknown)}", expected=listed([*RUNTIME, *OTHER_KEYS], 20))
+        for name in RUNTIME:
+            self._check_node(name, plain[name])
+        signatures.check(plain["trainer"], TrainerOptions, "trainer")
+        self.options = TrainerOptions(**plain["trainer"])
+        signatures.check_value(plain["augment"].get("crop_size"), Size, "augment.crop_size")
+        signatures.check_targets(plain["augment"], "augment", self.allow)
+        self.augment: Plain = plain["augment"]
+        self.name: str = plain["name"] or "custom"
+
+    def _check_node(self, name: str, node: Plain) -> None:
+        node = {key: value for key, value in node.items() if key == "_target_" or not key.startswith("_")}
+        rider = RIDERS.get(name)
+        own = {key for key in node if rider is not None and signatures.takes(rider, key)}
+        target = signatures.resolve(node.get("_target_", "???"), name, self.allow)
+        if rider is not None:
+            riding = {key: node[key] for key in own}
+            signatures.check(riding, rider, name)
+            self.rider[name] = rider(**riding)
+        # A key that both take, such as num_classes of a dataset of the user's own, goes to both.
+        self.node[name] = {k: v for k, v in node.items() if k not in own or signatures.takes(target, k)}
+        signatures.check(self.node[name], target, name, runtime=RUNTIME[name], allow=self.allow)
+        if name == "model":
+            signatures.check(node["normalize"], Normalize, "model.normalize")
+
+    def make(self, name: str, **runtime: Any) -> Any:
+        """Builds the object of a node."""
+        return signatures.instantiate(self.node[name], name, allow=self.allow, **runtime)
+
+    def refuse_clashes(self) -> None:
+        """Data and model must agree before either is built."""
+        data, model = self.node["data"], self.node["model"]
+        classes = self.rider["data"].num_classes
+        if len(data["classes"]) != classes:
+            raise ConfigError(
+                f"data.num_classes={classes}", expected=f"{len(data['classes'])}, the length of data.classes"
+            )
+        if model.get("num_classes", classes) != classes:
+            raise ConfigError(
+                f"model.num_classes={model['num_classes']}, but the data have {classes} classes",
+                expected=f"{classes}: {listed(data['classes'])}",
+                fix="leave model.num_classes alone: it follows data.classes",
+            )
+        channels = data.get("channels", 3)
+        if model.get("in_channels", channels) != channels:
+            raise ConfigError(
+                f"model.in_channels={model['in_channels']}, but images have {channels} channels",
+                fix=f"set data.channels={model['in_channels']} or leave model.in_channels alone",
+            )
+        normalize = self.rider["model"].normalize
+        for key in ("mean", "std"):
+            if len(normalize[key]) not in (1, channels):
+                raise ConfigError(
+                    f"model.normalize.{key} has {len(normalize[key])} values, images have {channels} channels",
+                    fix=f"set model.normalize.{key} to one value, or one per channel",
+                )
+
+
+def _resolved(cfg: DictConfig) -> Plain:
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        _check_literals(cfg)
+        key = getattr(error, "full_key", None) or "config"
+        if isinstance(error, InterpolationToMissingValueError):
+            missing = str(error).split("'")[1].strip("${}") if "'" in str(error) else key
+            raise ConfigError(f"{key} depends on a value that is not set", where=missing, fix=f"set {key}=…") from error
+        found = (
+            "refers to a key that does not exist" if isinstance(error, InterpolationKeyError) else "cannot be resolved"
+        )
+        raise ConfigError(f"{key} {found}: {str(error).splitlines()[0]}") from error
+
+
+def _check_literals(cfg: DictConfig) -> None:
+    """A wrong literal, such as data.target=foo, is often why another key cannot be resolved: name it first."""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in RUNTIME:
+        node = raw.get(name) or {}
+        if isinstance(node.get("_target_"), str) and "${" not in node["_target_"]:
+            known, _ = signatures.parameters(signatures.resolve(node["_target_"], name, raw.get("allow_targets") or []))
+            for key, value in node.items():
+                if (
+                    key in known
+                    and not (isinstance(value, str) and "${" in value)
+                    and not isinstance(value, dict | list)
+                ):
+                    signatures.check_value(value, known[key].annotation, f"{name}.{key}")

@@ -1,0 +1,253 @@
+"""Checking plain config values against the signatures of what they configure.
+
+A class's or function's own type hints are the schema: there is no second one to fall out of step. `_target_` names are
+resolved only to classes and functions *defined* in packages that are allowed, so that a config cannot reach
+`os.system` by an alias.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+from segtrain.errors import ConfigError, closest, listed
+
+ALLOWED = (
+    "segtrain.data",
+    "segtrain.models",
+    "segtrain.losses",
+    "segtrain.metrics",
+    "segtrain.optim",
+    "segtrain.tasks",
+    "segtrain.postprocess",
+    "segtrain.inference",
+    "torchvision.models",
+    "torch.nn",
+    "torch.optim",
+    "albumentations.augmentations",
+    "albumentations.core.composition",
+    "albumentations.pytorch",
+)
+"""Packages whose classes and functions a `_target_` may name."""
+
+
+def resolve(path: str, where: str, allow: Iterable[str] = ()) -> Callable[..., Any]:
+    """The class or function that `path` names, if it is defined under an allowed package.
+
+    Raises:
+        ConfigError: no such name, or defined elsewhere.
+    """
+    allowed = (*ALLOWED, *allow)
+    if not isinstance(path, str) or not any(_under(path, prefix.split(".")[0]) for prefix in allowed):
+        raise _forbidden(path, where, allowed)
+    found = _find(path, where)
+    home = getattr(found, "__module__", None) or ""
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not any(_under(home, p) for p in allowed):
+        raise _forbidden(path, where, allowed)
+    return found
+
+
+def _find(path: str, where: str) -> Any:
+    parts = path.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:split])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not _under(name, error.name):
+                raise ConfigError(
+                    f"{where}._target_={path} needs the module '{error.name}', which is not installed",
+                    fix=f"pip install the package that provides '{error.name}'",
+                ) from error
+            continue
+        for index, part in enumerate(parts[split:]):
+            if not hasattr(found, part):
+                near = closest(part, (n for n in vars(found) if not n.startswith("_")))
+                raise ConfigError(
+                    f"{where}._target_={path}: '{'.'.join(parts[: split + index])}' has no '{part}'",
+                    fix=f"did you mean {near}?" if near else None,
+                )
+            found = getattr(found, part)
+        return found
+    raise ConfigError(f"{where}._target_={path}: there is no module '{parts[0]}'")
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _forbidden(path: object, where: str, allowed: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"{where}._target_={path} is not a class or function of an allowed package",
+        expected=f"something defined in {listed(allowed, 20)}",
+        fix="for your own package: allow_targets=[mypkg] on the command line or in a local YAML file",
+    )
+
+
+def parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Named parameters of a class or function, and whether any other name is taken too.
+
+    `**kwargs` of a class of ours passes on to its parent's constructor, so the parent's parameters are added.
+    """
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if not inspect.isclass(target):
+        every = inspect.signature(target).parameters.values()
+        return {p.name: p for p in every if p.kind in kinds}, any(p.kind == p.VAR_KEYWORD for p in every)
+    found: dict[str, inspect.Parameter] = {}
+    for parent in target.__mro__:
+        if "__init__" not in vars(parent) or parent is object:
+            continue
+        constructor = vars(parent)["__init__"]
+        hints = _hints(constructor)
+        own = list(inspect.signature(constructor).parameters.values())[1:]
+        for p in own:
+            if p.kind in kinds:
+                found.setdefault(p.name, p.replace(annotation=hints.get(p.name, p.annotation)))
+        if not any(p.kind == p.VAR_KEYWORD for p in own):
+            return found, False
+    return found, not found
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # hints of foreign code that only exist for type checkers
+        return {}
+
+
+def check(
+    node: Mapping[str, Any],
+    target: Callable[..., Any],
+    where: str,
+    *,
+    runtime: Iterable[str] = (),
+    allow: Iterable[str] = (),
+) -> None:
+    """Refuses a config node whose keys or values do not fit `target`'s signature; builds nothing.
+
+    Args:
+        node: plain data; nodes with a `_target_` inside are checked in their turn.
+        where: the node's place in the config, for the error.
+        runtime: parameters that the program passes itself.
+
+    Raises:
+        ConfigError: unknown key, missing key, wrong type or range.
+    """
+    known, open_ended = parameters(target)
+    hints = {} if inspect.isclass(target) else _hints(target)
+    for key, value in node.items():
+        if key == "_target_":
+            continue
+        if key not in known:
+            if open_ended and not key.startswith("_"):
+                continue
+            near = closest(key, [name for name in known if name not in set(runtime)])
+            raise ConfigError(
+                f"{where}.{key} is not a key of {_name(target)}",
+                expected=listed(sorted(name for name in known if name not in set(runtime)), 30),
+                fix=f"did you mean {where}.{near}?" if near else None,
+            )
+        check_value(value, hints.get(key, known[key].annotation), f"{where}.{key}", allow=allow)
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in node and name not in runtime and name != "self":
+            raise ConfigError(
+                f"{where}.{name} is missing",
+                expected=f"a value for {_name(target)}",
+                fix=f"set {where}.{name}=…",
+            )
+
+
+def check_value(value: Any, hint: Any, where: str, *, allow: Iterable[str] = ()) -> None:
+    """Refuses a plain value that does not have the hinted type and range, strictly: no string or bool for a number."""
+    if value == "???":
+        raise ConfigError(f"{where} is not set", fix=f"set {where}=…")
+    if check_targets(value, where, allow) or hint in (inspect.Parameter.empty, Any):
+        return
+    adapter = _adapter(hint)
+    if adapter is None:
+        return
+    try:
+        # JSON mode: lists stand for tuples as in YAML, and still no "3" for 3.
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        wanted = list(dict.fromkeys(_message(item) for item in error.errors()))
+        choices = [c for item in error.errors() for c in _choices(item)]
+        near = closest(str(value), choices) if choices else None
+        raise ConfigError(
+            f"{where}={_shown(value)}",
+            expected=" or ".join(wanted),
+            fix=f"did you mean {where}={near}?" if near else None,
+        ) from error
+
+
+def check_targets(value: Any, where: str, allow: Iterable[str] = ()) -> bool:
+    """Checks every node with a `_target_` inside `value`; returns whether there was one."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            check(value, resolve(value["_target_"], where, allow), where, allow=allow)
+            return True
+        return any([check_targets(item, f"{where}.{key}", allow) for key, item in value.items()])
+    if isinstance(value, list):
+        return any([check_targets(item, f"{where}[{i}]", allow) for i, item in enumerate(value)])
+    return False
+
+
+def instantiate(node: Any, where: str, *, allow: Iterable[str] = (), **runtime: Any) -> Any:
+    """Builds the object of a checked node: inner nodes first, then the call, with `runtime` arguments added.
+
+    Raises:
+        ConfigError: a constructor refuses its arguments.
+    """
+    if isinstance(node, list):
+        return [instantiate(item, f"{where}[{i}]", allow=allow) for i, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    built = {key: instantiate(v, f"{where}.{key}", allow=allow) for key, v in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return built
+    target = resolve(node["_target_"], where, allow)
+    try:
+        return target(**built, **runtime)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where} cannot be built: {error}", where=node["_target_"]) from error
+
+
+def takes(target: Callable[..., Any], name: str) -> bool:
+    """Whether a class or function has a parameter of this name."""
+    return name in parameters(target)[0]
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+    """None where the hint holds classes that no plain value can be an instance of."""
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=False))
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return None
+
+
+def _message(item: Mapping[str, Any]) -> str:
+    text = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    place = ".".join(str(p) for p in item["loc"] if not isinstance(p, str) or p.isidentifier())
+    return f"{text} (at {place})" if any(isinstance(p, int) for p in item["loc"]) and place else text
+
+
+def _choices(item: Mapping[str, Any]) -> list[str]:
+    if item["type"] != "literal_error":
+        return []
+    return [part.strip("' ") for part in str(item["ctx"]["expected"]).replace(" or ", ",").split(",")]
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _name(target: Callable[..., Any]) -> str:
+    return f"{target.__module__}.{target.__qualname__}"

@@ -1,0 +1,1 @@
+"""What a loss, a prediction and a score mean for a kind of task."""

@@ -1,0 +1,239 @@
+"""What a run says: the console, `train.log`, `metrics.jsonl`, `metrics.json` and TensorBoard.
+
+`Tracker` says nothing and is what every rank but the first gets; `RunTracker` writes into one run folder. Monitoring
+never stops a run: if TensorBoard fails, one warning is printed and training goes on without it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from segtrain import distributed, pictures
+from segtrain.checkpoint import write_atomically
+
+
+def say_early(text: str) -> None:
+    """A console line from before there is a run folder; the first rank speaks."""
+    if distributed.is_main():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+class Bar(Protocol):
+    """As much of a progress bar as a loop needs."""
+
+    def update(self, n: int) -> object:
+        """Moves on by n."""
+
+    def close(self) -> object:
+        """Takes the bar away."""
+
+
+class Tracker:
+    """Says and writes nothing."""
+
+    def say(self, text: str = "") -> None:
+        """A line for the person at the console, and for `train.log`."""
+
+    def bar(self, total: int, name: str) -> Bar:
+        """A progress bar on a terminal, nothing elsewhere."""
+        return tqdm(total=total, desc=name, disable=True)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Curves at an optimizer step."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One line of `metrics.jsonl` and the validation curves."""
+
+    def rewind(self, history: Iterable[dict[str, Any]]) -> None:
+        """`metrics.jsonl` as it was when a checkpoint was written."""
+
+    def panel(
+        self,
+        step: int,
+        name: str,
+        image: np.ndarray,
+        target: np.ndarray,
+        prediction: np.ndarray,
+        palette: list[list[int]],
+    ) -> None:
+        """Input, truth, prediction and errors of one sample."""
+
+    def text(self, name: str, content: str) -> None:
+        """A block of text for TensorBoard."""
+
+    def finish(self, scores: dict[str, Any], settings: dict[str, Any], monitor: str) -> None:
+        """Writes `metrics.json`, the hyperparameters with their score, and closes."""
+
+
+class RunTracker(Tracker):
+    """Writes into `folder`.
+
+    Args:
+        folder: the run folder.
+        log_name: text file that gets every console line; appended to on resume.
+        tensorboard: whether to write `tb/`.
+        purge_after: on resume, the last step whose curves stay; later ones are hidden and drawn anew.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        log_name: str = "train.log",
+        tensorboard: bool = False,
+        purge_after: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.log = folder / log_name
+        self.history = folder / "metrics.jsonl"
+        self.live = sys.stdout.isatty()
+        self.writer: Any = None
+        folder.mkdir(parents=True, exist_ok=True)
+        if tensorboard:
+            self._open_tensorboard(None if purge_after is None else purge_after + 1)
+
+    def say(self, text: str = "") -> None:
+        if self.live:
+            tqdm.write(text)
+        else:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def bar(self, total: int, name: str) -> Bar:
+        return tqdm(total=total, desc=name, disable=not self.live, leave=False, dynamic_ncols=True)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._write(partial(_add_scalar, name, value, step))
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(record)) + "\n")
+        step, scores = record["step"], record["val"]
+        curves = {f"val/{k}": v for k, v in scores.items() if isinstance(v, float)}
+        curves |= {f"val/iou/{name}": v for name, v in scores.get("iou", {}).items()}
+        self.scalars(step, {**curves, "epoch": float(record["epoch"])})
+        if "confusion" in scores:
+            matrix = pictures.confusion_picture(np.array(scores["confusion"]), list(scores["iou"]))
+            self._write(lambda w: w.add_image("val/confusion", matrix, step, dataformats="HWC"))
+        self._write(lambda w: w.flush())
+
+    def rewind(self, history: Iterable[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(plain(record)) + "\n" for record in history)
+        write_atomically(self.history, lines.encode())
+
+    def panel(
+        self,
+        step: int,
+        name: str,
+        image: np.ndarray,
+        target: np.ndarray,
+        prediction: np.ndarray,
+        palette: list[list[int]],
+    ) -> None:
+        picture = pictures.panel(image, target, prediction, palette)
+        self._write(lambda w: w.add_image(f"val/{name}", picture, step, dataformats="HWC"))
+
+    def text(self, name: str, content: str) -> None:
+        self._write(lambda w: w.add_text(name, content))
+
+    def finish(self, scores: dict[str, Any], settings: dict[str, Any], monitor: str) -> None:
+        write_json(self.folder / "metrics.json", scores)
+        flat = {key: value for key, value in settings.items() if isinstance(value, bool | int | float | str)}
+        score = scores.get(monitor)
+        if isinstance(score, float) and math.isfinite(score):
+            # run_name="." keeps the table in this run; by default each call makes a run of its own.
+            self._write(lambda w: w.add_hparams(flat, {f"best/{monitor}": score}, run_name="."))
+        self._write(lambda w: w.close())
+        self.writer = None
+
+    def _open_tensorboard(self, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # two seconds of imports that only training needs
+
+        try:
+            self.writer = SummaryWriter(str(self.folder / "tb"), purge_step=purge_step)
+        except OSError as error:
+            self._give_up(error)
+
+    def _write(self, action: Callable[[Any], object]) -> None:
+        if self.writer is None:
+            return
+        try:
+            action(self.writer)
+        except (OSError, RuntimeError, ValueError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.writer = None
+        self.say(f"warning: TensorBoard stopped ({error}); training goes on, metrics.jsonl keeps the numbers")
+
+
+def _add_scalar(name: str, value: float, step: int, writer: Any) -> None:
+    writer.add_scalar(name, value, step)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file in one step."""
+    write_atomically(path, (json.dumps(plain(content), indent=2) + "\n").encode())
+
+
+def percent(value: float | None) -> str:
+    """A score in [0, 1] as people read it; `-` where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def clock(seconds: float) -> str:
+    """`1:02` or `3:04:05`."""
+    whole = round(max(0.0, seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def class_table(scores: dict[str, Any]) -> list[str]:
+    """Per-class lines and the summary under them."""
+    width = max([len(name) for name in scores["iou"]] + [5])
+    lines = [f"{'class':<{width}}    IoU    acc  pixels"]
+    for name, iou in scores["iou"].items():
+        row = [percent(iou), percent(scores["accuracy"][name]), percent(scores["pixels"][name])]
+        lines.append(f"{name:<{width}}  {row[0]:>5}  {row[1]:>5}  {row[2]:>5}%")
+    lines.append(
+        f"mIoU {percent(scores['miou'])} over {scores['classes_counted']} of {len(scores['iou'])} classes   "
+        f"mean accuracy {percent(scores['mean_accuracy'])}   pixel accuracy {percent(scores['pixel_accuracy'])}"
+    )
+    return lines
+
+
+class Stopwatch:
+    """Seconds since it was made, by a clock that never runs backwards."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started

@@ -1,0 +1,72 @@
+"""The few names that every floor shares: what a batch holds and which pixels are nobody's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Interval, Len
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""The one target value that no loss and no metric counts."""
+
+# Ranges that a config value must lie in: written on a signature, checked before anything is built.
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+NumClasses = Annotated[int, Interval(ge=2, le=254)]
+Pair = Annotated[list[PositiveInt], Len(2, 2)]
+Size = PositiveInt | Pair
+"""A square's side, or `[height, width]`."""
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """`320` -> `(320, 320)`, `[360, 480]` -> `(360, 480)`."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where one sample comes from: its name within the dataset and the files behind it (none if generated)."""
+
+    name: str
+    image: Path | None = None
+    target: Path | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What the dataset's publisher lists beside the files, e.g. the breed of a pet."""
+
+    @property
+    def source(self) -> str:
+        """What to show a person who must find this sample."""
+        return str(self.image or self.name)
+
+
+@dataclass
+class Batch:
+    """Samples of one size.
+
+    `image` (B, H, W, C) uint8, or float32 in [0, 255] for sources of more than 8 bits; `target` (B, H, W) uint8,
+    `IGNORE_INDEX` where unlabelled; `index` (B,) int64 positions in the dataset; `records` one per sample.
+    """
+
+    image: Tensor
+    target: Tensor
+    index: Tensor
+    records: list[Record]
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; overlaps with computation where the memory is pinned."""
+        image, target, index = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.index))
+        return Batch(image, target, index, self.records)
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader's pinning thread when the batch goes to a GPU."""
+        return Batch(self.image.pin_memory(), self.target.pin_memory(), self.index, self.records)

@@ -1,0 +1,141 @@
+"""What all datasets promise: samples that fit together, files that exist, lists that stay below the root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segtrain.data.dataset import SegmentationDataset, files_by_stem
+from segtrain.errors import ConfigError, DataError
+from segtrain.types import Record
+
+
+class Listed(SegmentationDataset):
+    """Names from `{split}.txt`, files in `i` and `m`."""
+
+    layout = "THE LAYOUT"
+    get_it = "GET IT HERE"
+
+    def find_records(self) -> list[Record]:
+        names = self.read_list(self.root / f"{self.split}.txt")
+        return self.require_files(
+            [Record(name, self.root / "i" / f"{name}.png", self.root / "m" / f"{name}.png") for name in names]
+        )
+
+
+def listed(root: Path, **arguments: Any) -> Listed:
+    return Listed(**{"split": "train", "root": str(root), "classes": ["a", "b"], **arguments})
+
+
+@pytest.fixture
+def three(tmp_path: Path, put: Any, texts: Any, picture: np.ndarray) -> Path:
+    for i, name in enumerate(("c", "a", "b")):
+        put(f"i/{name}.png", picture + np.uint8(i))
+        put(f"m/{name}.png", np.full((6, 9), i % 2, np.uint8))
+    texts("train.txt", "c", "a", "", "  b  ")
+    texts("val.txt", "")
+    return tmp_path
+
+
+def test_samples_come_in_the_order_of_the_list(three: Path, picture: np.ndarray) -> None:
+    dataset = listed(three)
+    assert [record.name for record in dataset.records] == ["c", "a", "b"]
+    image, target, record = dataset[1]
+    assert np.array_equal(image, picture + np.uint8(1))
+    assert target.dtype == np.uint8
+    assert (target == 1).all()
+    assert record.source == str(three / "i/a.png")
+    assert len(listed(three, limit=2)) == 2
+    assert listed(three, channels=1)[0][0].shape == (6, 9, 1)
+
+
+def test_the_transform_is_told_seed_epoch_and_index(three: Path) -> None:
+    calls = []
+
+    def transform(image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int]) -> Any:
+        calls.append(seed)
+        return image[:2], target[:2]
+
+    dataset = listed(three, transform=transform, seed=7)
+    assert dataset[2][0].shape == (2, 9, 3)
+    assert dataset[(5, 1)][1].shape == (2, 9)
+    assert calls == [(7, 0, 2), (7, 5, 1)]
+
+
+def test_an_image_and_a_mask_of_two_sizes_are_named_with_both(three: Path, put: Any) -> None:
+    put("m/a.png", np.zeros((9, 6), np.uint8))
+    with pytest.raises(DataError) as caught:
+        listed(three)[1]
+    text = str(caught.value)
+    assert f"{three}/i/a.png is 9x6" in text
+    assert f"{three}/m/a.png is 6x9" in text
+    assert "EXIF" in text
+
+
+def test_all_missing_files_are_in_one_error(three: Path, texts: Any) -> None:
+    texts("train.txt", *[f"x{i:02d}" for i in range(8)], "a")
+    (three / "m/a.png").unlink()
+    with pytest.raises(DataError) as caught:
+        listed(three)
+    error = caught.value
+    assert error.found == "17 of 18 files of split 'train' are missing"
+    assert str(error.where).count("\n") == 9
+    assert f"{three}/i/x00.png" in str(error.where)
+    assert str(error.where).endswith("and 7 more")
+    assert "THE LAYOUT" in str(error.expected)
+    assert error.fix == "GET IT HERE"
+
+
+def test_a_missing_list_an_empty_one_and_one_that_is_no_text(three: Path) -> None:
+    with pytest.raises(DataError, match="split 'val' has no samples"):
+        listed(three, split="val")
+    (three / "val.txt").unlink()
+    with pytest.raises(DataError, match="list of split 'val' not found") as caught:
+        listed(three, split="val")
+    assert caught.value.where == str(three / "val.txt")
+    (three / "val.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not UTF-8"):
+        listed(three, split="val")
+
+
+@pytest.mark.parametrize("entry", ["../a", "x/../../a", "/etc/passwd", "..\\a", "a/.."])
+def test_a_list_cannot_reach_outside_the_data(three: Path, texts: Any, entry: str) -> None:
+    texts("train.txt", "a", entry)
+    with pytest.raises(DataError, match="outside its data folder") as caught:
+        listed(three)
+    assert entry in str(caught.value)
+
+
+def test_dots_in_a_name_are_no_way_out(three: Path, texts: Any, put: Any, picture: np.ndarray) -> None:
+    put("i/a..b.png", picture)
+    put("m/a..b.png", np.zeros((6, 9), np.uint8))
+    texts("train.txt", "a..b")
+    assert len(listed(three)) == 1
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_name(three: Path) -> None:
+    (three / "train.txt").write_bytes("\ufeffa\r\nb\r\n".encode())
+    assert [record.name for record in listed(three).records] == ["a", "b"]
+
+
+def test_an_unknown_split_and_a_download_that_is_not_offered(three: Path) -> None:
+    with pytest.raises(ConfigError, match="Listed has no split 'test'") as caught:
+        listed(three, split="test")
+    assert caught.value.expected == "one of train, val"
+    with pytest.raises(ConfigError, match="cannot be downloaded") as caught:
+        listed(three, download=True)
+    assert caught.value.fix == "GET IT HERE"
+
+
+def test_files_by_stem_takes_images_alone(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "._a.jpg", "Thumbs.db", "notes.txt", "c_mask.png"):
+        (tmp_path / name).touch()
+    assert list(files_by_stem(tmp_path.iterdir(), tmp_path)) == ["a", "b", "c_mask"]
+    assert list(files_by_stem(tmp_path.iterdir(), tmp_path, "_mask")) == ["c"]
+    (tmp_path / "a.png").touch()
+    with pytest.raises(DataError, match="two files share the name 'a'") as caught:
+        files_by_stem(tmp_path.iterdir(), tmp_path)
+    assert caught.value.where == f"{tmp_path}/a.jpg\n{tmp_path}/a.png"

@@ -1,0 +1,86 @@
+"""The YAML files of configs/model against the constructors they name."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
+OURS = ("unet", "fcn_torchvision", "deeplabv3_torchvision", "deeplabv3plus", "lraspp")
+FOR_THE_APP = {"_target_", "weights", "freeze_bn", "normalize"}
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    """The model node, with the class count and channels of a data set of 5 classes in color."""
+    data = ["+data.num_classes=5", "+data.channels=3"]
+    with initialize_config_dir(str(CONFIGS.parent), version_base="1.3"):
+        cfg = compose(f"model/{name}", [*data, *overrides])
+    node: Any = OmegaConf.to_container(cfg, resolve=True)
+    return node["model"]
+
+
+def build(node: dict[str, Any]) -> nn.Module:
+    model = instantiate({key: value for key, value in node.items() if key not in FOR_THE_APP - {"_target_"}})
+    assert isinstance(model, nn.Module)
+    return model
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_constructor_argument_is_in_the_file_with_the_same_default(name: str) -> None:
+    node = composed(name)
+    signature = inspect.signature(get_object(node["_target_"])).parameters
+    assert set(node) - FOR_THE_APP == set(signature)
+    assert set(node) >= FOR_THE_APP
+    changed = {
+        key
+        for key, parameter in signature.items()
+        if parameter.default is not inspect.Parameter.empty and node[key] != parameter.default
+    }
+    # torchvision's rates do not follow the output stride, the paper's do.
+    assert changed == ({"atrous_rates"} if name == "deeplabv3_torchvision" else set())
+
+
+@pytest.mark.parametrize("name", [*OURS, "torchvision"])
+def test_builds_offline_with_the_class_count_of_the_data(name: str) -> None:
+    node = composed(name)
+    assert node["weights"] == "none"
+    assert node.get("weights_backbone") is None
+    assert node["freeze_bn"] is False
+    with torch.device("meta"):
+        model = build(node)
+    assert model.eval()(torch.zeros(1, 3, 64, 64, device="meta"))["out"].shape == (1, 5, 64, 64)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_gray_images(name: str) -> None:
+    node = composed(name, "data.channels=1")
+    with torch.device("meta"):
+        model = build(node)
+    assert model.eval()(torch.zeros(1, 1, 64, 64, device="meta"))["out"].shape == (1, 5, 64, 64)
+
+
+def test_lraspp_by_torchvisions_builder() -> None:
+    target = "torchvision.models.segmentation.lraspp_mobilenet_v3_large"
+    node = composed("torchvision", f"model._target_={target}", "model.aux_loss=false")
+    assert type(build(node)).__name__ == "LRASPP"
+
+
+@pytest.mark.parametrize("name", [*OURS, "torchvision", "_common"])
+def test_every_key_says_what_it_does(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    node = yaml.safe_load(text)
+    bare = [
+        key
+        for key in node.keys() - {"defaults", "_target_"}
+        if "#" not in next(line for line in text.splitlines() if line.startswith(f"{key}:"))
+    ]
+    assert bare == []
