@@ -33,7 +33,6 @@ class Outcome:
     """What became of one job; a sweep has several."""
 
     overrides: str
-    folder: str = ""
     code: int = 0
     score: float = float("nan")
     message: str = ""
@@ -89,7 +88,7 @@ def split_command(argv: list[str]) -> tuple[str, list[str]]:
         raise ConfigError(
             f"there is no command '{argv[0]}'",
             expected=listed(COMMANDS),
-            fix=f"did you mean {near}?" if near else "values are set with key=value",
+            fix=f"did you mean {near}?" if near else f"values are set with key=value, as in {argv[0]}=…",
         )
     return argv[0], argv[1:]
 
@@ -131,7 +130,7 @@ def run_job(session: Session, cfg: Any) -> float:
     from segtrain.run_folder import RunFolder
 
     settings = HydraConfig.get()
-    overrides = list(settings.overrides.task)
+    overrides = [shown(override) for override in settings.overrides.task]
     outcome = Outcome(" ".join(overrides))
     if any(earlier.code > 128 for earlier in session.outcomes):
         outcome.code, outcome.message = session.outcomes[-1].code, "not started: the sweep was interrupted"
@@ -141,23 +140,29 @@ def run_job(session: Session, cfg: Any) -> float:
     sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
     given = any(override.startswith("hydra.run.dir=") for override in settings.overrides.hydra)
     fixed = settings.runtime.output_dir if sweep or given else None
+    folder = RunFolder(session.command, Path(fixed) if fixed else None, overrides)
     try:
         cfg = named(cfg, dict(settings.runtime.choices))
-        folder = RunFolder(session.command, Path(fixed) if fixed else None, overrides)
         module = importlib.import_module(f"segtrain.commands.{session.command}")
         outcome.score = float(module.run(cfg, folder))
-        outcome.folder = str(folder.path or "")
     except SegtrainError as error:
         outcome.message = error.found
         outcome.code = report(error, session.traces)
+        folder.keep_error(str(error))
     except KeyboardInterrupt:
         outcome.message, outcome.code = "stopped at once, nothing saved", 130
         sys.stderr.write("stopped at once; the last saved checkpoint is whole\n")
     except Exception as error:
         outcome.message, outcome.code = f"{type(error).__name__}: {error}", 1
         traceback.print_exc()
+        folder.keep_error(traceback.format_exc())
         sys.stderr.write("\nthis is a bug of segtrain: please report it with the lines above\n")
     return outcome.score
+
+
+def shown(override: str) -> str:
+    """The override as the user wrote it (see `composition.split_overrides`)."""
+    return override.removeprefix("++over.").removeprefix("++choices.")
 
 
 def report(error: SegtrainError, traces: bool) -> int:

@@ -113,7 +113,7 @@ def read(path: Path) -> dict[str, Any]:
             expected="tensors, numbers, strings, lists and dicts only; objects could run code when loaded",
             fix="save model.state_dict() rather than the model, or fetch the file again if it should be one",
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise CheckpointError(
             f"file damaged: {path.stat().st_size} bytes that torch cannot read ({str(error).splitlines()[0]})",
             where=path,
@@ -127,6 +127,19 @@ def read(path: Path) -> dict[str, Any]:
             expected="a dict of tensors (a state_dict)",
         )
     return state
+
+
+# What torch.load raises on a file that was cut, overwritten or never was one.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    OSError,
+    zipfile.BadZipFile,
+)
 
 
 def digest(state: Mapping[str, Any]) -> str:

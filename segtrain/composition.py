@@ -187,6 +187,7 @@ def split_overrides(command: str, argv: list[str]) -> list[str]:
     the config inside the checkpoint. Keys of the command itself, flags and Hydra's keys pass through.
     """
     own = set(compose([], command)) | {"hydra"}
+    tree = set(compose([]))
     result = []
     for argument in argv:
         if argument.startswith("-") or "=" not in argument:
@@ -195,7 +196,10 @@ def split_overrides(command: str, argv: list[str]) -> list[str]:
         with translated(command, argv):
             override = OverridesParser.create().parse_override(argument)
         key = override.key_or_group
-        if key.split(".")[0].split("/")[0] in own:
+        top = key.split(".")[0].split("/")[0]
+        if top not in own | tree:
+            raise unknown_key(key, [*sorted(own), *_known_keys("train", [])])
+        if top in own:
             result.append(argument)
         elif override.is_delete():
             raise ConfigError(

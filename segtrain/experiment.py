@@ -25,7 +25,7 @@ from segtrain.composition import compose, lay_over, run_id
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
 from segtrain.device import amp_dtype, be_deterministic, pick_device
-from segtrain.errors import CheckpointError, ConfigError, listed
+from segtrain.errors import CheckpointError
 from segtrain.introduction import environment_line, model_name, say_data, say_plan
 from segtrain.parts import make_dataset, make_model, make_optimizer, make_task, refuse_batch_of_one
 from segtrain.rng import seed_everything
@@ -112,8 +112,6 @@ def build(
     )
     val_loader = EvalLoader(val, batch_size=loader.batch_size, num_workers=loader.num_workers, pin_memory=pin)
     optimizer, scheduler = make_optimizer(settings, model, train_loader.steps_per_epoch)
-    if options.monitor not in task.monitors:
-        raise ConfigError(f"trainer.monitor={options.monitor}", expected=listed(task.monitors))
     seed_everything(options.seed + distributed.rank())  # ranks share the weights, not the dropout
     trainer = Trainer(
         model=model,

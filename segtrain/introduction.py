@@ -43,7 +43,7 @@ def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, v
     )
     shares = [f"{name} {share:.1%}" for name, share in zip(train.classes, counted.shares(), strict=True)]
     tracker.say(f"           pixels {listed(shares, 12)}, ignored {counted.ignored_share():.1%}")
-    if settings.rider["model"].weights == "none" and train.records[0].image is not None:
+    if settings.rider["model"].weights == "none" and "backbone" in settings.node["model"] and train.records[0].image:
         tracker.say("           note: training from random weights; model.weights=imagenet usually scores far higher")
     return counted
 

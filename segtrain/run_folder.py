@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -52,6 +53,11 @@ class RunFolder:
             "python": sys.executable,
         }
         write_atomically(self.path / "env.json", (json.dumps(environment, indent=2) + "\n").encode())
+
+    def keep_error(self, text: str) -> None:
+        """Leaves the error beside what the run wrote, if it came that far; a sweep's console scrolls away."""
+        if self.path is not None and self.path.is_dir() and os.environ.get("RANK", "0") == "0":
+            (self.path / "error.txt").write_text(text + "\n", encoding="utf-8")
 
     def resume_line(self) -> str:
         """The command that continues this run."""

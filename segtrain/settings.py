@@ -15,7 +15,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueE
 from segtrain import signatures
 from segtrain.composition import register_resolvers
 from segtrain.data.loader import LoaderOptions
-from segtrain.errors import ConfigError, listed
+from segtrain.errors import ConfigError, closest, listed
 from segtrain.trainer import TrainerOptions
 from segtrain.types import NonNegativeFloat, PositiveFloat, Size
 
@@ -128,6 +128,14 @@ class Settings:
                 f"model.num_classes={model['num_classes']}, but the data have {classes} classes",
                 expected=f"{classes}: {listed(data['classes'])}",
                 fix="leave model.num_classes alone: it follows data.classes",
+            )
+        monitors = signatures.resolve(self.node["task"]["_target_"], "task", self.allow).monitors  # type: ignore[attr-defined]
+        if self.options.monitor not in monitors:
+            near = closest(self.options.monitor, monitors)
+            raise ConfigError(
+                f"trainer.monitor={self.options.monitor}",
+                expected=listed(monitors),
+                fix=f"did you mean trainer.monitor={near}?" if near else None,
             )
         channels = data.get("channels", 3)
         if model.get("in_channels", channels) != channels:

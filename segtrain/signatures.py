@@ -150,18 +150,19 @@ def check(
                 continue
             near = closest(key, [name for name in known if name not in set(runtime)])
             raise ConfigError(
-                f"{where}.{key} is not a key of {_name(target)}",
+                f"{_at(where, key)} is not a key of {_name(target)}",
                 expected=listed(sorted(name for name in known if name not in set(runtime)), 30),
-                fix=f"did you mean {where}.{near}?" if near else None,
+                fix=f"did you mean {_at(where, near)}?" if near else None,
             )
-        check_value(value, hints.get(key, known[key].annotation), f"{where}.{key}", allow=allow)
+        check_value(value, hints.get(key, known[key].annotation), _at(where, key), allow=allow)
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in node and name not in runtime and name != "self":
-            raise ConfigError(
-                f"{where}.{name} is missing",
-                expected=f"a value for {_name(target)}",
-                fix=f"set {where}.{name}=…",
-            )
+            place = _at(where, name)
+            raise ConfigError(f"{place} is missing", expected=f"a value for {_name(target)}", fix=f"set {place}=…")
+
+
+def _at(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
 
 
 def check_value(value: Any, hint: Any, where: str, *, allow: Iterable[str] = ()) -> None:
@@ -193,10 +194,13 @@ def check_targets(value: Any, where: str, allow: Iterable[str] = ()) -> bool:
         if "_target_" in value:
             check(value, resolve(value["_target_"], where, allow), where, allow=allow)
             return True
-        return any([check_targets(item, f"{where}.{key}", allow) for key, item in value.items()])
-    if isinstance(value, list):
-        return any([check_targets(item, f"{where}[{i}]", allow) for i, item in enumerate(value)])
-    return False
+        places = {f"{where}.{key}": item for key, item in value.items()}
+    elif isinstance(value, list):
+        places = {f"{where}[{i}]": item for i, item in enumerate(value)}
+    else:
+        return False
+    found = [check_targets(item, place, allow) for place, item in places.items()]  # a list: check all of them
+    return any(found)
 
 
 def instantiate(node: Any, where: str, *, allow: Iterable[str] = (), **runtime: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 from segtrain import checkpoint, distributed
 from segtrain.data.loader import EvalLoader, TrainLoader
 from segtrain.ema import Ema, NoEma
-from segtrain.errors import Interrupted, NonFiniteError, ResourceError, listed
+from segtrain.errors import Interrupted, ResourceError
 from segtrain.evaluator import evaluate
+from segtrain.finite import FiniteGuard
+from segtrain.loss_sums import LossSums
 from segtrain.models.layers import freeze_batchnorm
+from segtrain.progress import Progress
 from segtrain.rng import restore_rng, rng_state
 from segtrain.stopping import StopSignal
-from segtrain.tracking import Stopwatch, Tracker, clock, percent
+from segtrain.tracking import Stopwatch, Tracker
 from segtrain.types import Batch, Fraction, NonNegativeInt, PositiveFloat, PositiveInt
-
-MAX_SKIPPED = 20
-"""With on_nonfinite=skip: steps in a row that may be skipped before the run stops after all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,8 @@ class Trainer:
         device, amp_dtype: where and, None for float32, in which precision.
         tracker: says what happens.
         folder: run folder; `checkpoints/` is made in it.
-        about: what every checkpoint carries beside the state: config, task, classes, palette, label_map, normalize, versions.
+        about: what every checkpoint carries beside the state: config, task, classes, palette, label_map, normalize,
+            versions.
         resume_hint: how to continue this run, shown when it is interrupted.
         freeze_bn: keep BatchNorm statistics and affine parameters as loaded.
     """
@@ -121,12 +121,15 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.sums = {"window": LossSums(device), "epoch": LossSums(device)}
-        self.recent: deque[tuple[int, list[Batch], Tensor]] = deque(maxlen=options.log_every)
-        self.skipped = 0
-        self.header_said = False
+        self.guard = FiniteGuard(
+            device,
+            on_nonfinite=options.on_nonfinite,
+            keep=options.log_every,
+            say=tracker.say,
+            lr=lambda: float(optimizer.param_groups[0]["lr"]),
+        )
+        self.progress = Progress(tracker, device, train_loader.samples_per_step, train_loader.steps_per_epoch)
         self.phase = "starting"
-        self.waited = 0.0
-        self.watch = Stopwatch()
 
     def fit(self) -> dict[str, Any]:
         """Trains until `epochs` or `max_steps` are done, or early stopping says so.
@@ -154,6 +157,7 @@ class Trainer:
     def train_epoch(self) -> None:
         """The rest of the current epoch, from wherever the run stands in it."""
         self.phase = "training"
+        self.progress.start_epoch()
         first = self.step_in_epoch()
         bar = self.tracker.bar(self.train_loader.steps_per_epoch, f"epoch {self.epoch + 1}")
         bar.update(first)
@@ -162,19 +166,22 @@ class Trainer:
             freeze_batchnorm(self.model)
         waiting = Stopwatch()
         for batches in self.train_loader.steps(self.epoch, first):
-            self.waited += waiting.seconds()
+            self.progress.waited += waiting.seconds()
             self.train_step(batches)
             self.step += 1
             self.samples_seen += self.train_loader.samples_per_step
+            self.progress.steps += 1
             bar.update(1)
             if due(self.step, self.options.log_every):
-                self.log()
+                self.guard.check()
+                self.progress.curves(self.step, self.sums["window"].take(), self.optimizer.param_groups)
             if due(self.step, self.options.save_every):
                 self.save("last.pt")
             self.stop_if_asked(every=self.options.log_every if distributed.world_size() > 1 else 1)
             if self.step >= self.total_steps:
                 break
             waiting = Stopwatch()
+        self.progress.stop_training()
         bar.close()
 
     def train_step(self, batches: list[Batch]) -> None:
@@ -183,18 +190,17 @@ class Trainer:
         counts = distributed.sum_(torch.stack([self.task.counts(batch) for batch in batches]).sum(0))
         step_losses: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with self.gradient_sync(last), self.precision():
-                losses = self.task.losses(self.network, batch, counts)
-            with self.gradient_sync(last):
+            with self.gradient_sync(number == len(batches) - 1):
+                with self.precision():
+                    losses = self.task.losses(self.network, batch, counts)
                 # DDP averages gradients over ranks; ours are shares of one sum.
                 self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
             for name, value in losses.items():
                 step_losses[name] = step_losses.get(name, 0) + value.detach()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip or math.inf)
-        self.recent.append((self.step, batches, step_losses["loss"]))
-        if self.is_finite(step_losses["loss"], norm):
+        seen = None if self.scaler.is_enabled() else norm
+        if self.guard.admits(self.step + 1, batches, step_losses["loss"], seen):
             self.scaler.step(self.optimizer)
             self.ema.update(self.model)
             for sums in self.sums.values():
@@ -204,22 +210,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def finish_epoch(self) -> None:
-        """Validates, keeps the best, writes the epoch down and saves."""
+        """Validates, keeps the best, saves, and writes the epoch down."""
         self.phase = "validating"
-        self.refuse_nonfinite()
+        self.guard.check()
         scores = self.validate()
         self.epoch += 1
-        train = self.sums["epoch"].take()
-        seconds = self.watch.seconds()
-        speed = self.train_loader.samples_per_step * max(1, self.sums["epoch"].steps_taken) / max(1e-9, seconds)
         record = {
             "epoch": self.epoch,
             "step": self.step,
-            "train": train,
+            "train": self.sums["epoch"].take(),
             "val": scores,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_images_per_second": speed,
-            "seconds": seconds,
+            "train_images_per_second": self.progress.speed(self.progress.training_seconds),
+            "seconds": self.progress.watch.seconds(),
         }
         better = self.is_better(scores)
         if better:
@@ -228,8 +231,10 @@ class Trainer:
         if better:
             self.save("best.pt")
         self.save("last.pt")
-        self.report(record, better)
-        self.watch, self.waited = Stopwatch(), 0.0
+        self.progress.row(record, self.total_steps, better)
+        self.tracker.epoch(record)
+        model, dataset = self.ema.evaluated(self.model), self.val_loader.dataset
+        self.progress.pictures(self.step, self.options.samples, model, self.task, dataset, self.precision)
 
     def validate(self) -> dict[str, Any]:
         """Scores of the model, or of its average, on the validation split."""
@@ -296,94 +301,13 @@ class Trainer:
         gain = scores[name] - self.best[name]
         return gain > 0 if self.task.monitors[name] else gain < 0
 
-    def is_finite(self, loss: Tensor, norm: Tensor) -> bool:
-        """Whether this step may be taken.
-
-        On the CPU, and where steps may be skipped, looking costs nothing or must be. A GPU would have to wait, so there
-        the losses of the last steps are kept and looked at when logging and before saving: nothing non-finite is saved.
-        With an fp16 scaler an infinite gradient is usual; the scaler skips that step itself.
-        """
-        finite = torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
-        if self.device.type == "cuda" and self.options.on_nonfinite == "stop":
-            self.recent[-1] = (*self.recent[-1][:2], torch.where(finite, loss, math.nan))
-            return True
-        if distributed.any_(not bool(finite), self.device):
-            self.skipped += 1
-            if self.options.on_nonfinite == "stop" or self.skipped > MAX_SKIPPED:
-                raise self.nonfinite(self.step, self.recent[-1][1])
-            self.tracker.say(f"warning: step {self.step + 1} skipped, its loss or gradient is not finite")
-            return False
-        self.skipped = 0
-        return True
-
-    def refuse_nonfinite(self) -> None:
-        """Stops the run if a step since the last look was not finite (GPU; see `is_finite`)."""
-        if self.device.type == "cuda" and self.options.on_nonfinite == "stop" and self.recent:
-            bad = (~torch.isfinite(torch.stack([loss for _, _, loss in self.recent]))).nonzero()
-            if distributed.any_(len(bad) > 0, self.device):
-                step, batches, _ = self.recent[int(bad[0])] if len(bad) else self.recent[-1]
-                raise self.nonfinite(step, batches)
-
-    def nonfinite(self, step: int, batches: list[Batch]) -> NonFiniteError:
-        """The error for a step whose loss or gradient is NaN or infinite."""
-        files = distributed.gather([record.source for batch in batches for record in batch.records])
-        lr = self.optimizer.param_groups[0]["lr"]
-        return NonFiniteError(
-            f"the loss or a gradient became NaN or infinite at step {step + 1} (lr {lr:.3g})",
-            where=listed((name for names in files for name in names), limit=16),
-            expected="finite numbers; the last saved checkpoint is from before this step",
-            fix="lower optimizer.lr, set trainer.grad_clip=1.0 or scheduler.warmup_steps, use trainer.amp=bf16 or off, "
-            "or trainer.on_nonfinite=skip",
-        )
-
-    def log(self) -> None:
-        """Curves of the steps since the last time."""
-        self.refuse_nonfinite()
-        values = {f"train/{name}": value for name, value in self.sums["window"].take().items()}
-        for group in self.optimizer.param_groups:
-            values[f"lr/{group.get('name', 'all')}"] = group["lr"]
-        seconds = self.watch.seconds()
-        steps = self.sums["epoch"].steps
-        values["time/images_per_second"] = steps * self.train_loader.samples_per_step / max(1e-9, seconds)
-        values["time/data_wait_share"] = self.waited / max(1e-9, seconds)
-        if self.device.type == "cuda":
-            values["gpu/memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self.tracker.scalars(self.step, values)
-
-    def report(self, record: dict[str, Any], better: bool) -> None:
-        """The epoch's row on the console, its curves, and the fixed samples as pictures."""
-        if not self.header_said:
-            self.header_said = True
-            self.tracker.say("epoch  train loss  val loss   mIoU  pixAcc        lr  img/s   time    eta")
-        scores, seconds = record["val"], record["seconds"]
-        left = math.ceil((self.total_steps - self.step) / self.train_loader.steps_per_epoch)
-        self.tracker.say(
-            f"{self.epoch:>3}/{self.epoch + left:<3} {record['train'].get('loss', math.nan):>9.4f} "
-            f"{scores['loss']:>9.4f}  {percent(scores.get('miou')):>5}  {percent(scores.get('pixel_accuracy')):>6}  "
-            f"{record['lr']:>8.2e}  {record['train_images_per_second']:>5.0f}  {clock(seconds):>5}  "
-            f"{clock(seconds * left):>5}{'  * best' if better else ''}"
-        )
-        self.tracker.epoch(record)
-        self.show_samples()
-
-    def show_samples(self) -> None:
-        """The same validation samples after every epoch."""
-        model = self.ema.evaluated(self.model).eval()
-        for index in range(min(self.options.samples, self.val_loader.length) if distributed.is_main() else 0):
-            image, target, _ = self.val_loader.dataset[index]
-            with torch.inference_mode(), self.precision():
-                prediction = self.task.predict(model, torch.from_numpy(image)[None].to(self.device))
-            self.tracker.panel(
-                self.step, f"sample_{index}", image, target, prediction[0].cpu().numpy(), self.task.palette
-            )
-
     def stop_if_asked(self, every: int = 1) -> None:
         """Saves and raises `Interrupted` if a signal came; ranks agree every `every` steps."""
         if not due(self.step, every) or not distributed.any_(self.stop.received is not None, self.device):
             return
         number = self.stop.received or 15
         self.tracker.say("stopping after this step (Ctrl-C again to stop now)")
-        self.refuse_nonfinite()
+        self.guard.check()
         self.save("last.pt")
         raise Interrupted(
             f"stopped by signal {number}; saved step {self.step} (epoch {self.epoch + 1})",
@@ -393,7 +317,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Writes the whole state to `checkpoints/<name>`; every rank takes part, the first one writes."""
-        self.refuse_nonfinite()
+        self.guard.check()
         state = {**self.about, **self.state(), "rng": distributed.gather(rng_state(self.device))}
         if distributed.is_main():
             checkpoint.save(self.checkpoints / name, state)
@@ -442,44 +366,6 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = DistributedDataParallel(network, device_ids=ids)
         return torch.compile(network) if self.options.compile else network  # type: ignore[return-value]
-
-
-class LossSums:
-    """Loss terms added up on the device: reading them each step would make a GPU wait."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-        self.steps_taken = 0
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Adds one step."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value.float()
-        self.steps += 1
-
-    def take(self) -> dict[str, float]:
-        """The mean of each term over the steps since the last call, over all ranks; starts anew."""
-        names = sorted(self.sums)
-        steps, self.steps_taken = max(1, self.steps), self.steps
-        total = torch.stack([self.sums[name] for name in names]) if names else torch.zeros(0, device=self.device)
-        values = (distributed.sum_(total) / steps).tolist()
-        self.sums, self.steps = {}, 0
-        return dict(zip(names, values, strict=True))
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the sums of all ranks."""
-        return {
-            "sums": {name: distributed.sum_(self.sums[name].clone()) for name in sorted(self.sums)},
-            "steps": self.steps,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continues from `state()`; the first rank carries the sums of all."""
-        share = 1.0 if distributed.is_main() else 0.0
-        self.sums = {name: value.to(self.device) * share for name, value in state["sums"].items()}
-        self.steps = state["steps"]
 
 
 def total_steps(options: TrainerOptions, steps_per_epoch: int) -> int:

@@ -28,7 +28,7 @@ class EvaluateOptions:
 def run(cfg: DictConfig, folder: RunFolder) -> float:
     """Scores one split, prints the table, writes `metrics.json` and returns the first score."""
     plain: Any = OmegaConf.to_container(cfg)
-    signatures.check(plain, EvaluateOptions, "evaluate")
+    signatures.check(plain, EvaluateOptions, "")
     options = EvaluateOptions(**plain)
     segmenter = experiment.from_checkpoint(
         options.checkpoint, over=options.over, choices=options.choices, allow_targets=options.allow_targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class PredictOptions:
 def run(cfg: DictConfig, folder: RunFolder) -> float:
     """Writes `masks/`, `overlays/` and `areas/` for each image; returns the number of images."""
     plain: Any = OmegaConf.to_container(cfg)
-    signatures.check(plain, PredictOptions, "predict")
+    signatures.check(plain, PredictOptions, "")
     options = PredictOptions(**plain)
     images = find_images(options.input)
     segmenter, report = _segmenter(options)
@@ -101,11 +102,12 @@ def find_images(source: str) -> dict[str, Path]:
     if path.is_dir():
         files, root = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in SUFFIXES], path
     else:
-        files = [Path(f) for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file()]
-        root = Path(files[0]).parent if len({f.parent for f in files}) == 1 else Path(glob.glob(".")[0])
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        files = [Path(name) for name in found if Path(name).suffix.lower() in SUFFIXES]
+        root = Path(os.path.commonpath([file.parent for file in files])) if files else path
     if not files:
         raise DataError("no images found", where=source, expected=f"a file, a folder or a glob of {sorted(SUFFIXES)}")
-    names = [f.relative_to(root) if f.is_relative_to(root) else Path(f.name) for f in files]
+    names = [file.relative_to(root) for file in files]
     stems = [str(name.with_suffix("")) for name in names]
     # dog.jpg beside dog.png: the suffix tells their results apart.
     return {

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segtrain import distributed
-from segtrain.data.dataset import Sample
+from segtrain.data.dataset import Sample, SegmentationDataset
 from segtrain.errors import DataError, ResourceError, SegtrainError
 from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Size
 
@@ -109,7 +109,7 @@ class EvalLoader:
 
     def __init__(
         self,
-        dataset: Dataset[Sample],
+        dataset: SegmentationDataset,
         *,
         batch_size: PositiveInt = 8,
         num_workers: NonNegativeInt = 2,

@@ -1,8 +1,8 @@
 """`shapes`: a generated dataset, so that the first run needs no download.
 
 Each image is a textured background with overlapping discs, squares, triangles and rings. A class has a usual hue but
-any shape may have any, so that color helps, as in photographs, and form decides. Rare classes are rare on purpose, and every border carries a void line of 255 as
-PASCAL VOC's do. A sample depends on (data seed, split, index) alone.
+any shape may have any, so that color helps, as in photographs, and form decides. Rare classes are rare on purpose, and
+every border carries a void line of 255 as PASCAL VOC's do. A sample depends on (data seed, split, index) alone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Shapes(SegmentationDataset):
     def __init__(
         self,
         *,
-        train_images: PositiveInt = 400,
-        val_images: PositiveInt = 80,
+        train_images: PositiveInt = 320,
+        val_images: PositiveInt = 64,
         size: PositiveInt = 96,
         data_seed: int = 0,
         **shared: object,

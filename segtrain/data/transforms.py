@@ -26,7 +26,7 @@ class SegmentationTransform:
     """Applies named albumentations transforms, in order, to an image (H, W, C) and its target (H, W) uint8.
 
     The random numbers of one call come from its `seed` tuple alone, whatever was called before. All transforms draw
-    from one stream: albumentations' own `set_random_seed` would give each the same numbers and so tie flips to rotations.
+    from one stream: albumentations' own `set_random_seed` would give each the same numbers, tying flips to rotations.
     """
 
     def __init__(self, steps: dict[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""Nothing non-finite is ever saved: watching losses and gradients without making a GPU wait."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from segtrain import distributed
+from segtrain.errors import NonFiniteError, listed
+from segtrain.types import Batch
+
+MAX_SKIPPED = 20
+"""With `skip`: steps in a row that may be left out before the run stops after all."""
+
+
+class FiniteGuard:
+    """Judges each step's loss and gradient norm.
+
+    On the CPU looking costs nothing, and a step that may be skipped must be looked at before the update. On a GPU that
+    stops at the first fault, the losses of the last steps are kept on the device and read by `check`, which is called
+    at log points and before every save.
+
+    Args:
+        on_nonfinite: `stop` at the first bad step, or `skip` its update, at most `MAX_SKIPPED` in a row.
+        keep: steps between two calls of `check`.
+        say: tells a person about skipped steps.
+        lr: the learning rate now, for the error.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        on_nonfinite: Literal["stop", "skip"],
+        keep: int,
+        say: Callable[[str], None],
+        lr: Callable[[], float],
+    ) -> None:
+        self.device = device
+        self.deferred = device.type == "cuda" and on_nonfinite == "stop"
+        self.limit = 0 if on_nonfinite == "stop" else MAX_SKIPPED
+        self.say = say
+        self.lr = lr
+        self.recent: deque[tuple[int, list[Batch], Tensor]] = deque(maxlen=keep)
+        self.skipped = 0
+
+    def admits(self, step: int, batches: list[Batch], loss: Tensor, norm: Tensor | None) -> bool:
+        """Whether the update of this step (counted from 1) may be made.
+
+        `norm` is None under an fp16 scaler: an infinite gradient is usual there, and the scaler skips that step itself.
+
+        Raises:
+            NonFiniteError: it may not, and steps are not to be skipped, or too many were.
+        """
+        finite = torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
+        if self.deferred:
+            self.recent.append((step, batches, torch.where(finite, loss.detach(), math.nan)))
+            return True
+        if not distributed.any_(not bool(finite), self.device):
+            self.skipped = 0
+            return True
+        self.skipped += 1
+        if self.skipped > self.limit:
+            raise self.error(step, batches)
+        self.say(f"warning: step {step} skipped, its loss or gradient is not finite")
+        return False
+
+    def check(self) -> None:
+        """Raises `NonFiniteError` if a step that was let through on a GPU was not finite."""
+        if not self.recent:
+            return
+        bad = (~torch.isfinite(torch.stack([loss for _, _, loss in self.recent]))).nonzero()
+        if distributed.any_(len(bad) > 0, self.device):
+            step, batches, _ = self.recent[int(bad[0])] if len(bad) else self.recent[-1]
+            raise self.error(step, batches)
+
+    def error(self, step: int, batches: list[Batch]) -> NonFiniteError:
+        """The error that names the samples of a step, on whatever rank they were."""
+        names = distributed.gather([record.source for batch in batches for record in batch.records])
+        return NonFiniteError(
+            f"the loss or a gradient became NaN or infinite at step {step} (lr {self.lr():.3g})",
+            where=listed((name for rank in names for name in rank), limit=16),
+            expected="finite numbers; the last saved checkpoint is from before this step",
+            fix="lower optimizer.lr, set trainer.grad_clip=1.0 or scheduler.warmup_steps, use trainer.amp=bf16 or off, "
+            "or trainer.on_nonfinite=skip",
+        )

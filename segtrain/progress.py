@@ -1,0 +1,95 @@
+"""What a training shows while it runs: curves, a row per epoch, the same samples as pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from segtrain import distributed
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.tracking import Stopwatch, Tracker, clock, percent
+
+HEADER = "epoch    train loss  val loss   mIoU  pixAcc        lr  img/s   time    eta"
+
+
+class Progress:
+    """Clocks one epoch after the other and tells the tracker.
+
+    Args:
+        tracker: says and writes.
+        device: whose memory is watched.
+        samples_per_step: images per optimizer step, over all ranks.
+        steps_per_epoch: for the time that is left.
+    """
+
+    def __init__(self, tracker: Tracker, device: torch.device, samples_per_step: int, steps_per_epoch: int) -> None:
+        self.tracker = tracker
+        self.device = device
+        self.samples_per_step = samples_per_step
+        self.steps_per_epoch = steps_per_epoch
+        self.header_said = False
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Sets the clocks to zero."""
+        self.watch = Stopwatch()
+        self.waited = 0.0
+        self.steps = 0
+        self.training_seconds = math.nan
+
+    def stop_training(self) -> None:
+        """The epoch's training is over: what follows does not count into images per second."""
+        self.training_seconds = self.watch.seconds()
+
+    def speed(self, seconds: float) -> float:
+        """Training images per second, over all ranks."""
+        return self.steps * self.samples_per_step / max(1e-9, seconds)
+
+    def curves(self, step: int, losses: dict[str, float], groups: list[dict[str, Any]]) -> None:
+        """Points of the training curves."""
+        seconds = self.watch.seconds()
+        values = {f"train/{name}": value for name, value in losses.items()}
+        values |= {f"lr/{group.get('name', 'all')}": group["lr"] for group in groups}
+        values["time/images_per_second"] = self.speed(seconds)
+        values["time/data_wait_share"] = self.waited / max(1e-9, seconds)
+        if self.device.type == "cuda":
+            values["gpu/memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.tracker.scalars(step, values)
+
+    def row(self, record: dict[str, Any], total_steps: int, better: bool) -> None:
+        """The epoch's line on the console."""
+        if not self.header_said:
+            self.header_said = True
+            self.tracker.say(HEADER)
+        scores, epoch = record["val"], record["epoch"]
+        left = math.ceil((total_steps - record["step"]) / self.steps_per_epoch)
+        self.tracker.say(
+            f"{epoch:>4}/{epoch + left:<4} {record['train'].get('loss', math.nan):>9.4f} {scores['loss']:>9.4f}  "
+            f"{percent(scores.get('miou')):>5}  {percent(scores.get('pixel_accuracy')):>6}  {record['lr']:>8.2e}  "
+            f"{record['train_images_per_second']:>5.0f}  {clock(record['seconds']):>5}  "
+            f"{clock(record['seconds'] * left):>5}{'  * best' if better else ''}"
+        )
+
+    def pictures(
+        self,
+        step: int,
+        count: int,
+        model: nn.Module,
+        task: Any,
+        dataset: SegmentationDataset,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Input, truth, prediction and errors of the first `count` validation samples."""
+        if not distributed.is_main():
+            return
+        model.eval()
+        for index in range(min(count, len(dataset))):
+            image, target, _ = dataset[index]
+            with torch.inference_mode(), precision():
+                prediction = task.predict(model, torch.from_numpy(image)[None].to(self.device))
+            self.tracker.panel(step, f"sample_{index}", image, target, prediction[0].cpu().numpy(), task.palette)
