@@ -7,6 +7,7 @@ Picks the command, hands the rest to Hydra with `configs/<command>.yaml`, and tu
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain import __version__
-from segtrain.errors import ConfigError, SegtrainError, closest, listed
+from segtrain.errors import ConfigError, ResourceError, SegtrainError, closest, listed
 
 EXAMPLES = (
     ("python -m segtrain", "train a U-Net on generated shapes: no download, no GPU"),
@@ -58,8 +59,9 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Runs one command line and returns the exit code."""
-    traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    """Runs one command line and returns the exit code; leaves `sys.argv` and the environment as they were."""
+    full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    traces = full_error == "1"
     try:
         command, rest = split_command(argv)
         if {"-h", "--help"} & set(rest):
@@ -71,6 +73,12 @@ def run(argv: list[str]) -> int:
         return run_hydra(Session(command, traces), rest)
     except SegtrainError as error:
         return report(error, traces)
+    finally:
+        sys.argv = arguments
+        if full_error is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
 def split_command(argv: list[str]) -> tuple[str, list[str]]:
@@ -96,6 +104,7 @@ def split_command(argv: list[str]) -> tuple[str, list[str]]:
 def run_hydra(session: Session, argv: list[str]) -> int:
     """Composes the config and runs the command's job, or each job of a sweep."""
     import hydra
+    from hydra.errors import MissingConfigException
 
     from segtrain.composition import (
         VERSION_BASE,
@@ -116,7 +125,16 @@ def run_hydra(session: Session, argv: list[str]) -> int:
         return run_job(session, cfg)
 
     with translated(session.command, [a for a in argv if not a.startswith("-")]):
-        job()
+        try:
+            job()
+        except MissingConfigException:  # an OSError too, but `translated` knows better
+            raise
+        except OSError as error:  # Hydra makes the run folder before the job starts
+            raise ResourceError(
+                f"the run folder cannot be made: {error.strerror or error}",
+                where=error.filename,
+                fix="choose another folder with hydra.run.dir=DIR",
+            ) from error
     if len(session.outcomes) > 1:
         say(sweep_table(session.outcomes))
     return session.code()
@@ -125,12 +143,15 @@ def run_hydra(session: Session, argv: list[str]) -> int:
 def run_job(session: Session, cfg: Any) -> float:
     """One job; never raises and never exits, because either would end a sweep."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from segtrain.composition import named
     from segtrain.run_folder import RunFolder
 
     settings = HydraConfig.get()
-    overrides = [shown(override) for override in settings.overrides.task]
+    # Unresolved: an override such as data.root=${oc.env:DATA} is written down as it was given, not as its value.
+    typed: Any = OmegaConf.to_container(settings.overrides, resolve=False)
+    overrides = [shown(override) for override in typed["task"]]
     outcome = Outcome(" ".join(overrides))
     if any(earlier.code > 128 for earlier in session.outcomes):
         outcome.code, outcome.message = session.outcomes[-1].code, "not started: the sweep was interrupted"
@@ -138,7 +159,7 @@ def run_job(session: Session, cfg: Any) -> float:
         return outcome.score
     session.outcomes.append(outcome)
     sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
-    given = any(override.startswith("hydra.run.dir=") for override in settings.overrides.hydra)
+    given = any(override.lstrip("+").startswith("hydra.run.dir=") for override in typed["hydra"])
     fixed = settings.runtime.output_dir if sweep or given else None
     folder = RunFolder(session.command, Path(fixed) if fixed else None, overrides)
     try:
@@ -153,11 +174,36 @@ def run_job(session: Session, cfg: Any) -> float:
         outcome.message, outcome.code = "stopped at once, nothing saved", 130
         sys.stderr.write("stopped at once; the last saved checkpoint is whole\n")
     except Exception as error:
-        outcome.message, outcome.code = f"{type(error).__name__}: {error}", 1
-        traceback.print_exc()
-        folder.keep_error(traceback.format_exc())
-        sys.stderr.write("\nthis is a bug of segtrain: please report it with the lines above\n")
+        shortage = ran_out(error)
+        if shortage is None:
+            outcome.message, outcome.code = f"{type(error).__name__}: {error}", 1
+            traceback.print_exc()
+            folder.keep_error(traceback.format_exc())
+            sys.stderr.write("\nthis is a bug of segtrain: please report it with the lines above\n")
+        else:
+            outcome.message, outcome.code = shortage.found, report(shortage, session.traces)
+            folder.keep_error(str(shortage))
     return outcome.score
+
+
+def ran_out(error: Exception) -> ResourceError | None:
+    """The error block for memory or disk space that ran out where nobody nearer could say more; None: another error."""
+    torch = sys.modules.get("torch")  # not imported here: what never loaded it cannot have raised its errors
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or "can't allocate memory" in text  # torch's own on the CPU, a plain RuntimeError
+    ):
+        return ResourceError(
+            f"memory ran out: {text}",
+            fix="smaller data.batch_size, inference=slide or a smaller inference.size, or trainer.device=cpu",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            "disk full", where=error.filename, fix="free some space or choose another folder with hydra.run.dir=DIR"
+        )
+    return None
 
 
 def shown(override: str) -> str:
@@ -200,6 +246,7 @@ def help_text(argv: list[str]) -> str:
     from segtrain.composition import COMMANDS, groups
 
     own = [Path(argv[i + 1]) for i, a in enumerate(argv[:-1]) if a in ("--config-dir", "-cd")]
+    own += [Path(a.partition("=")[2]) for a in argv if a.startswith("--config-dir=")]
     lines = [f"segtrain {__version__}: train, evaluate and use image segmentation models", ""]
     lines += ["usage: python -m segtrain [command] [group=option …] [key=value …]", "", "commands"]
     lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]

@@ -53,10 +53,12 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:  # a second Ctrl-C too
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise _cannot_write(path, len(content), error) from error
+        if isinstance(error, OSError):
+            raise _cannot_write(path, len(content), error) from error
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -108,14 +110,14 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"the file cannot be read as plain weights: {str(error).splitlines()[0]}",
+            f"the file cannot be read as plain weights: {_first_line(error)}",
             where=path,
             expected="tensors, numbers, strings, lists and dicts only; objects could run code when loaded",
             fix="save model.state_dict() rather than the model, or fetch the file again if it should be one",
         ) from error
     except _DAMAGE as error:
         raise CheckpointError(
-            f"file damaged: {path.stat().st_size} bytes that torch cannot read ({str(error).splitlines()[0]})",
+            f"file damaged: {path.stat().st_size} bytes that torch cannot read ({_first_line(error)})",
             where=path,
             expected="a complete file written by torch.save",
             fix="copy or download it again, or use another checkpoint",
@@ -140,6 +142,11 @@ _DAMAGE = (
     OSError,
     zipfile.BadZipFile,
 )
+
+
+def _first_line(error: Exception) -> str:
+    """What the error says; its kind where it says nothing, as for an empty file."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def digest(state: Mapping[str, Any]) -> str:
@@ -182,7 +189,8 @@ def _sync_folder(folder: Path) -> None:
 
 def _cannot_write(path: Path, needed: int, error: OSError) -> ResourceError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(path.parent).free
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(folder).free
         return ResourceError(
             f"disk full: the file needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free",
             where=path,

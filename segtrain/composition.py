@@ -102,23 +102,35 @@ def lay_over(base: Mapping[str, Any], extra: Mapping[str, Any], choices: Mapping
     """
     cfg = OmegaConf.create(dict(base))
     if choices:
+        # Before composing: these two are not parts of a run but bundles of values for several of them.
+        bundle = next((group for group in choices if group in ("experiment", "debug")), None)
+        if bundle is not None:
+            raise ConfigError(
+                f"{bundle}={choices[bundle]} cannot be laid over a checkpoint",
+                expected="groups and keys of the checkpoint's config",
+                fix="name its groups and values one by one, as in inference=slide data.batch_size=4",
+            )
         other = compose([f"{group}={option}" for group, option in choices.items()])
         for group in choices:
-            if group == "experiment":
-                raise ConfigError("an experiment cannot be laid over a checkpoint", fix="name its groups one by one")
             cfg[group] = other[group]
         if "data" in choices or "model" in choices:
             parts = str(base.get("name", "_")).split("_", 1)
             cfg.name = f"{choices.get('data', parts[0])}_{choices.get('model', parts[-1])}"
-    known = list(leaf_keys(OmegaConf.to_container(cfg, resolve=False)))  # type: ignore[arg-type]
-    for key in leaf_keys(extra):
-        value = OmegaConf.select(OmegaConf.create(dict(extra)), key)
-        if OmegaConf.is_config(value) and not OmegaConf.is_list(value) and key in known:
-            continue
-        if key not in known:
-            raise unknown_key(key, known)
-        OmegaConf.update(cfg, key, value)
-    return cfg
+    tree: Any = OmegaConf.to_container(cfg, resolve=False)
+    _set_values(tree, extra, list(leaf_keys(tree)))
+    return OmegaConf.create(tree)
+
+
+def _set_values(tree: dict[str, Any], extra: Mapping[str, Any], known: list[str], prefix: str = "") -> None:
+    """Sets values of `tree` in place; a mapping whose keys are no names, such as a label map, is replaced whole."""
+    for key, value in extra.items():
+        if key not in tree:
+            raise unknown_key(f"{prefix}{key}", known)
+        named_keys = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+        if named_keys and isinstance(tree[key], dict):
+            _set_values(tree[key], value, known, f"{prefix}{key}.")
+        else:
+            tree[key] = value
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
@@ -146,6 +158,15 @@ def translated(command: str, overrides: list[str]) -> Iterator[None]:
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, command, overrides) from error
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        options = groups()
+        wrong = [o for o in overrides if (parts := o.split("=", 1))[0] in options and parts[-1] in ("null", "")]
+        raise ConfigError(
+            f"{listed(wrong) or 'a group'}: no option of the group is named",
+            expected="\n".join(f"{o.split('=')[0]}={'|'.join(options[o.split('=')[0]])}" for o in wrong) or None,
+        ) from error
 
 
 def _missing_option(error: MissingConfigException) -> ConfigError:
@@ -165,8 +186,16 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
 def _explained(error: Exception, command: str, overrides: list[str]) -> ConfigError:
     lines = str(error).splitlines() or [type(error).__name__]
     key = re.search(r"Could not override '([^']+)'", lines[0])
+    inner = re.search(r"Key '([^']+)' is not in struct", str(error.__cause__))
+    known = _known_keys(command, overrides) if key else []
+    if key and inner and key.group(1) in known:  # a mapping, such as a label map, given as a whole is merged
+        return ConfigError(
+            f"{key.group(1)} has no key '{inner.group(1)}'",
+            expected="keys that it has, because a mapping is merged into the one before",
+            fix=f"to replace it: '~{key.group(1)}' '+{key.group(1)}={{…}}'",
+        )
     if key:
-        return unknown_key(key.group(1), _known_keys(command, overrides))
+        return unknown_key(key.group(1), known)
     if "Ambiguous value" in lines[0]:
         return ConfigError(lines[0].split("\n")[0], fix="to run one job per value add --multirun; a list is [a,b]")
     return ConfigError(lines[0], where=getattr(error, "full_key", None) or None)
@@ -187,10 +216,10 @@ def split_overrides(command: str, argv: list[str]) -> list[str]:
     the config inside the checkpoint. Keys of the command itself, flags and Hydra's keys pass through.
     """
     own = set(compose([], command)) | {"hydra"}
-    tree = set(compose([]))
+    tree = set(compose([])) | set(groups())
     result = []
     for argument in argv:
-        if argument.startswith("-") or "=" not in argument:
+        if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
             result.append(argument)
             continue
         with translated(command, argv):
@@ -207,5 +236,6 @@ def split_overrides(command: str, argv: list[str]) -> list[str]:
             )
         else:
             value = argument.split("=", 1)[1]
-            result.append(f"++choices.{key}={value}" if key in groups() else f"++over.{key}={value}")
+            chosen = key in groups() and not value.startswith("{")  # inference={size: 64} sets values
+            result.append(f"++choices.{key}={value}" if chosen else f"++over.{key}={value}")
     return result

@@ -58,6 +58,12 @@ def amp_dtype(amp: Literal["auto", "bf16", "fp16", "off"], device: torch.device)
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
+def memory_format(channels_last: Literal["auto"] | bool, device: torch.device) -> torch.memory_format:
+    """The layout of weights and images: channels last is faster on CUDA and CPU, and young on MPS."""
+    wanted = device.type != "mps" if channels_last == "auto" else channels_last
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
 def be_deterministic(wanted: bool) -> None:
     """Asks for the same bits on every run, or for cuDNN's fastest algorithms."""
     if wanted:

@@ -26,9 +26,9 @@ class Ema:
         """Takes in the model after one optimizer step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        theirs = model.state_dict()
+        theirs = _tensors(model)
         floats: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for name, mine in self.average.state_dict().items():
+        for name, mine in _tensors(self.average).items():
             if mine.is_floating_point():
                 floats.append((mine, theirs[name]))
             else:
@@ -48,6 +48,11 @@ class Ema:
         if state is not None:
             self.updates = state["updates"]
             self.average.load_state_dict(state["model"])
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, each once: `state_dict` lists a shared one under every name it has."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 class NoEma:

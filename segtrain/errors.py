@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class SegtrainError(Exception):
@@ -32,7 +33,7 @@ class SegtrainError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # An error raised in a loader worker must arrive whole in the main process.
-        return (_rebuild, (type(self), self.found, self.where, self.expected, self.fix))
+        return (_rebuild, (type(self), self.found, self.__dict__))
 
     def __str__(self) -> str:
         lines = [f"error[{self.kind}] {self.found}"]
@@ -88,10 +89,10 @@ class Interrupted(SegtrainError):
         self.code = 128 + signal
 
 
-def _rebuild(
-    kind: type[SegtrainError], found: str, where: str | None, expected: str | None, fix: str | None
-) -> SegtrainError:
-    return kind(found, where=where, expected=expected, fix=fix)
+def _rebuild(kind: type[SegtrainError], found: str, parts: dict[str, Any]) -> SegtrainError:
+    error = kind.__new__(kind, found)  # not by __init__, which each kind may have its own way
+    error.__dict__.update(parts)
+    return error
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

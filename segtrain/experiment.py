@@ -23,11 +23,13 @@ from torch import nn
 from segtrain import __version__, checkpoint, distributed
 from segtrain.composition import compose, lay_over, run_id
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.labels import voc_palette
 from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
-from segtrain.device import amp_dtype, be_deterministic, pick_device
+from segtrain.device import amp_dtype, be_deterministic, memory_format, pick_device
 from segtrain.errors import CheckpointError
 from segtrain.introduction import environment_line, model_name, say_data, say_plan
-from segtrain.parts import make_dataset, make_model, make_optimizer, make_task, refuse_batch_of_one
+from segtrain.models.layers import freeze_batchnorm
+from segtrain.parts import make_class_weights, make_dataset, make_model, make_optimizer, make_task, refuse_batch_of_one
 from segtrain.rng import seed_everything
 from segtrain.segmenter import Segmenter
 from segtrain.settings import ModelOptions, Plain, Settings
@@ -94,12 +96,15 @@ def build(
     if distributed.world_size() > 1 and device.type == "cuda" and options.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     refuse_batch_of_one(settings, model)
+    if settings.rider["model"].freeze_bn:
+        freeze_batchnorm(model)  # before the optimizer and DDP see the parameters
     parameters = sum(p.numel() for p in model.parameters())
     tracker.say(f"model    {model_name(settings)}   {parameters / 1e6:.2f} M parameters   {report}")
     train, val = make_dataset(settings, "train"), make_dataset(settings, loader.val_split, augmented=False)
     counted = say_data(tracker, settings, train, val)
-    task = make_task(settings, counted)
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    weights = make_class_weights(settings, counted)
+    task = make_task(settings, weights, train.classes, train.palette)
+    layout = memory_format(options.channels_last, device)
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     pin = device.type == "cuda"
     train_loader = TrainLoader(
@@ -115,7 +120,7 @@ def build(
     seed_everything(options.seed + distributed.rank())  # ranks share the weights, not the dropout
     trainer = Trainer(
         model=model,
-        task=task.to(device),
+        task=task.to(device, layout),
         optimizer=optimizer,
         scheduler=scheduler,
         train_loader=train_loader,
@@ -125,7 +130,7 @@ def build(
         amp_dtype=precision,
         tracker=tracker,
         folder=folder,
-        about=_about(settings, train),
+        about={**_about(settings, train, task.name), "class_weights": weights},
         resume_hint=resume_hint,
         freeze_bn=settings.rider["model"].freeze_bn,
     )
@@ -171,7 +176,7 @@ def from_checkpoint(
             expected=f"model {settings.node['model']['_target_']} as configured in the file",
             fix="drop the overrides of model.* and data.classes",
         ) from error
-    return segmenter(cfg, settings, model, state["classes"], state["palette"])
+    return segmenter(cfg, settings, model, state["classes"], state["palette"], state["class_weights"])
 
 
 def from_config(cfg: DictConfig) -> tuple[Segmenter, str]:
@@ -179,19 +184,26 @@ def from_config(cfg: DictConfig) -> tuple[Segmenter, str]:
     settings = Settings(cfg)
     model, report = make_model(settings)
     data = settings.node["data"]
-    return segmenter(cfg, settings, model, data["classes"], data["palette"]), report
+    palette = data.get("palette") or voc_palette(len(data["classes"]))
+    return segmenter(cfg, settings, model, data["classes"], palette), report
 
 
 def segmenter(
-    cfg: DictConfig, settings: Settings, model: nn.Module, classes: list[str], palette: list[list[int]]
+    cfg: DictConfig,
+    settings: Settings,
+    model: nn.Module,
+    classes: list[str],
+    palette: list[list[int]],
+    class_weights: torch.Tensor | None = None,
 ) -> Segmenter:
     """Puts a model with its weights on its device, with everything around it."""
     device = pick_device(settings.options.device)
     distributed.start(device)
-    task = make_task(settings, None, classes, palette)
+    task = make_task(settings, class_weights, classes, palette)
+    layout = memory_format(settings.options.channels_last, device)
     return Segmenter(
-        model=model.to(device).eval(),
-        task=task.to(device),
+        model=model.to(device, memory_format=layout).eval(),  # type: ignore[call-overload]
+        task=task.to(device, layout),
         classes=list(classes),
         palette=palette,
         normalize=settings.rider["model"].normalize,
@@ -202,10 +214,10 @@ def segmenter(
     )
 
 
-def _about(settings: Settings, dataset: SegmentationDataset) -> Plain:
+def _about(settings: Settings, dataset: SegmentationDataset, task_name: str) -> Plain:
     return {
         "config": settings.tree,
-        "task": settings.node["task"]["_target_"].rsplit(".", 1)[-1],
+        "task": task_name,
         "classes": dataset.classes,
         "palette": dataset.palette,
         "label_map": settings.node["data"].get("label_map"),

@@ -29,7 +29,7 @@ def model_name(settings: Settings) -> str:
     return node["_target_"].rsplit(".", 1)[-1] + (f" / {node['backbone']}" if "backbone" in node else "")
 
 
-def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, val: SegmentationDataset) -> Scan | None:
+def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, val: SegmentationDataset) -> Scan:
     """Checks masks before the first step, and says how common each class is."""
     limit = settings.rider["data"].scan
     scheme = settings.rider["loss"].class_weights

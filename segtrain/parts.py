@@ -37,26 +37,28 @@ def make_dataset(settings: Settings, split: str, augmented: bool = True) -> Segm
     return dataset
 
 
-def make_task(
-    settings: Settings,
-    counted: Scan | None,
-    classes: list[str] | None = None,
-    palette: list[list[int]] | None = None,
-) -> Any:
-    """Loss, scores and inference; `counted` masks give the class weights that a training needs."""
-    loss = settings.make("loss")
+def make_class_weights(settings: Settings, counted: Scan) -> torch.Tensor | None:
+    """`loss.class_weights` as one weight per class (C,) float32, from the training masks where it says so."""
     scheme = settings.rider["loss"].class_weights
     if isinstance(scheme, list):
-        loss.use_class_weights(listed_class_weights(scheme, settings.rider["data"].num_classes))
-    elif scheme != "none" and counted is not None:
-        pixels = torch.from_numpy(counted.pixels)
-        loss.use_class_weights(class_weights(scheme, pixels, torch.from_numpy(counted.pixels_of_images_with_class)))
+        return listed_class_weights(scheme, settings.rider["data"].num_classes)
+    if scheme == "none":
+        return None
+    counts = (torch.from_numpy(array) for array in (counted.pixels, counted.pixels_of_images_with_class))
+    return class_weights(scheme, *counts)
+
+
+def make_task(settings: Settings, weights: torch.Tensor | None, classes: list[str], palette: list[list[int]]) -> Any:
+    """Loss with its class weights, scores, inference."""
+    loss = settings.make("loss")
+    if weights is not None:
+        loss.use_class_weights(weights)
     normalize = settings.rider["model"].normalize
     return settings.make(
         "task",
         loss=loss,
-        classes=classes or settings.node["data"]["classes"],
-        palette=palette or settings.node["data"].get("palette"),
+        classes=classes,
+        palette=palette,
         mean=normalize["mean"],
         std=normalize["std"],
         inference=settings.make("inference"),

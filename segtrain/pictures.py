@@ -10,7 +10,8 @@ from segtrain.types import IGNORE_INDEX
 VOID = (224, 224, 192)
 """PASCAL VOC's color of unlabelled pixels."""
 WRONG = (230, 30, 30)
-RIGHT = (60, 60, 60)
+SMALLEST_TILE = 192
+"""Height in pixels that small tiles are enlarged towards."""
 
 
 def colorize(indices: np.ndarray, palette: list[list[int]]) -> np.ndarray:
@@ -22,18 +23,13 @@ def colorize(indices: np.ndarray, palette: list[list[int]]) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, indices: np.ndarray, palette: list[list[int]], opacity: float = 0.55) -> np.ndarray:
-    """The image (H, W, 1|3) uint8 with class colors laid over it; class 0 stays clear where it is black."""
-    image = to_rgb(image)
-    colors = colorize(indices, palette)
-    blended = cv2.addWeighted(image, 1 - opacity, colors, opacity, 0)
-    clear = (colors == 0).all(-1)
-    blended[clear] = image[clear]
-    return blended
+    """The image (H, W, 1|3) with class colors laid over it; a class whose color is black leaves it clear."""
+    return _laid_over(to_rgb(image), colorize(indices, palette), opacity)
 
 
-def mistakes(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Wrong pixels in red, right ones dark, unlabelled ones in `VOID`."""
-    picture = np.full((*target.shape, 3), RIGHT, np.uint8)
+def mistakes(image: np.ndarray, target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """The image (H, W, 1|3) dimmed, wrong pixels in red, unlabelled ones in `VOID`: nobody judges those."""
+    picture = to_rgb(image) // 3
     picture[prediction != target] = WRONG
     picture[target == IGNORE_INDEX] = VOID
     return picture
@@ -43,10 +39,13 @@ def panel(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette
     """Input, truth, prediction and errors side by side with captions."""
     tiles = {
         "input": to_rgb(image),
-        "truth": colorize(target, palette),
-        "prediction": colorize(prediction, palette),
-        "errors": mistakes(target, prediction),
+        "truth": overlay(image, target, palette, 0.7),
+        "prediction": overlay(image, prediction, palette, 0.7),
+        "errors": mistakes(image, target, prediction),
     }
+    # Small images are enlarged by a whole factor, so that single pixels stay visible.
+    factor = max(1, SMALLEST_TILE // image.shape[0])
+    tiles = {name: tile.repeat(factor, axis=0).repeat(factor, axis=1) for name, tile in tiles.items()}
     return np.concatenate([_captioned(tile, name) for name, tile in tiles.items()], axis=1)
 
 
@@ -77,6 +76,13 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     """Image (H, W, 1|3), uint8 or float32 in [0, 255], as uint8 RGB."""
     image = np.clip(image, 0, 255).astype(np.uint8)
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image)
+
+
+def _laid_over(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
+    blended = cv2.addWeighted(image, 1 - opacity, colors, opacity, 0)
+    clear = (colors == 0).all(-1)
+    blended[clear] = image[clear]
+    return blended
 
 
 def _captioned(tile: np.ndarray, name: str) -> np.ndarray:

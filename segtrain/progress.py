@@ -12,9 +12,9 @@ from torch import nn
 
 from segtrain import distributed
 from segtrain.data.dataset import SegmentationDataset
-from segtrain.tracking import Stopwatch, Tracker, clock, percent
+from segtrain.tracking import Stopwatch, Tracker, class_table, clock, percent
 
-HEADER = "epoch    train loss  val loss   mIoU  pixAcc        lr  img/s   time    eta"
+HEADER = "epoch    train loss  val loss   mIoU   mAcc  pixAcc        lr  img/s   time    eta"
 
 
 class Progress:
@@ -68,12 +68,15 @@ class Progress:
             self.tracker.say(HEADER)
         scores, epoch = record["val"], record["epoch"]
         left = math.ceil((total_steps - record["step"]) / self.steps_per_epoch)
+        named = {name: percent(scores.get(name)) for name in ("miou", "mean_accuracy", "pixel_accuracy")}
         self.tracker.say(
             f"{epoch:>4}/{epoch + left:<4} {record['train'].get('loss', math.nan):>9.4f} {scores['loss']:>9.4f}  "
-            f"{percent(scores.get('miou')):>5}  {percent(scores.get('pixel_accuracy')):>6}  {record['lr']:>8.2e}  "
-            f"{record['train_images_per_second']:>5.0f}  {clock(record['seconds']):>5}  "
+            f"{named['miou']:>5}  {named['mean_accuracy']:>5}  {named['pixel_accuracy']:>6}  "
+            f"{record['lr']:>8.2e}  {record['train_images_per_second']:>5.0f}  {clock(record['seconds']):>5}  "
             f"{clock(record['seconds'] * left):>5}{'  * best' if better else ''}"
         )
+        for line in class_table(scores):
+            self.tracker.note(line)
 
     def pictures(
         self,

@@ -40,7 +40,6 @@ class RunFolder:
     def describe(self, cfg: DictConfig, versions: dict[str, str], device: str) -> None:
         """Writes `config.yaml`, `overrides.txt` and `env.json`, and sweeps away what a killed run left half-written."""
         assert self.path is not None
-        self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path / "checkpoints")
         # Unresolved, so that a value taken from the environment stays a reference and is not written down.
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(cfg).encode())
@@ -57,7 +56,10 @@ class RunFolder:
     def keep_error(self, text: str) -> None:
         """Leaves the error beside what the run wrote, if it came that far; a sweep's console scrolls away."""
         if self.path is not None and self.path.is_dir() and os.environ.get("RANK", "0") == "0":
-            (self.path / "error.txt").write_text(text + "\n", encoding="utf-8")
+            try:
+                (self.path / "error.txt").write_text(text + "\n", encoding="utf-8")
+            except OSError as error:  # a full disk may be the very thing to report, and the console has it
+                sys.stderr.write(f"note: {self.path / 'error.txt'} cannot be written: {error.strerror}\n")
 
     def resume_line(self) -> str:
         """The command that continues this run."""

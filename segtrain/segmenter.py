@@ -32,9 +32,18 @@ class Segmenter:
     amp: torch.dtype | None
 
     def predict(self, image: np.ndarray) -> np.ndarray:
-        """Image (H, W, C) uint8 RGB -> class indices (H, W) uint8."""
+        """Image (H, W, C) uint8 RGB, or float32 in [0, 255] -> class indices (H, W) uint8.
+
+        Raises:
+            ValueError: an image of another shape or type, as one scaled to [0, 1] would be classified wrongly.
+        """
+        if image.ndim != 3 or image.shape[2] != self.channels or image.dtype not in (np.uint8, np.float32):
+            raise ValueError(
+                f"image is {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, {self.channels})"
+            )
         with torch.inference_mode(), self.precision():
-            batch = torch.from_numpy(np.ascontiguousarray(image))[None].to(self.device)
+            # A copy, because torch warns of arrays that it must not write to, as Pillow's are.
+            batch = torch.from_numpy(np.array(image, order="C"))[None].to(self.device)
             return self.task.predict(self.model, batch)[0].cpu().numpy()
 
     def precision(self) -> torch.autocast:

@@ -7,6 +7,7 @@ wrong key, type or range, or parts that cannot work together, stop a run within 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -81,20 +82,17 @@ class Settings:
         register_resolvers()
         self.tree = OmegaConf.to_container(cfg, resolve=False)
         plain = _resolved(cfg)
+        _check_top(plain)
         self.allow: list[str] = list(plain.get("allow_targets") or [])
         self.node: dict[str, Plain] = {}
         self.rider: dict[str, Any] = {}
-        unknown = [key for key in plain if key not in (*RUNTIME, *OTHER_KEYS)]
-        if unknown:
-            raise ConfigError(f"there is no config key {listed(unknown)}", expected=listed([*RUNTIME, *OTHER_KEYS], 20))
         for name in RUNTIME:
             self._check_node(name, plain[name])
         signatures.check(plain["trainer"], TrainerOptions, "trainer")
         self.options = TrainerOptions(**plain["trainer"])
-        signatures.check_value(plain["augment"].get("crop_size"), Size, "augment.crop_size")
-        signatures.check_targets(plain["augment"], "augment", self.allow)
         self.augment: Plain = plain["augment"]
-        self.name: str = plain["name"] or "custom"
+        self._check_augment()
+        self.name: str = plain.get("name") or "custom"
 
     def _check_node(self, name: str, node: Plain) -> None:
         node = {key: value for key, value in node.items() if key == "_target_" or not key.startswith("_")}
@@ -110,6 +108,23 @@ class Settings:
         signatures.check(self.node[name], target, name, runtime=RUNTIME[name], allow=self.allow)
         if name == "model":
             signatures.check(node["normalize"], Normalize, "model.normalize")
+
+    def _check_augment(self) -> None:
+        node, where = self.augment, "augment"
+        signatures.check_value(node.get("crop_size"), Size, "augment.crop_size")
+        transforms = node.get("transforms")
+        if not isinstance(transforms, dict):
+            raise ConfigError(
+                f"augment.transforms={transforms}", expected="transforms by name", fix="augment=none has no randomness"
+            )
+        signatures.check_targets(node, where, self.allow)
+        # Any other key is there for transforms to refer to; one that none does and that is nearly another is a typo.
+        text = str(self.tree)
+        known = [key for key in node if key in ("crop_size", "transforms") or f"{{augment.{key}}}" in text]
+        for key in node:
+            near = None if key in known else closest(key, known)
+            if near is not None:
+                raise ConfigError(f"nothing uses the config key 'augment.{key}'", fix=f"did you mean augment.{near}?")
 
     def make(self, name: str, **runtime: Any) -> Any:
         """Builds the object of a node."""
@@ -150,6 +165,33 @@ class Settings:
                     f"model.normalize.{key} has {len(normalize[key])} values, images have {channels} channels",
                     fix=f"set model.normalize.{key} to one value, or one per channel",
                 )
+
+
+def _check_top(plain: Plain) -> None:
+    """The tree's first level: all parts of a run and nothing else."""
+    known = (*RUNTIME, *OTHER_KEYS)
+    unknown = [str(key) for key in plain if key not in known]
+    if unknown:
+        near = closest(unknown[0], known)
+        raise ConfigError(
+            f"there is no config key {listed(unknown)}",
+            expected=listed(known, 20),
+            fix=f"did you mean {near}?" if near else None,
+        )
+    for part in (*RUNTIME, "augment", "trainer"):
+        if not isinstance(plain.get(part), dict):
+            raise ConfigError(
+                f"the config has no '{part}'" if plain.get(part) is None else f"{part}={plain[part]}",
+                expected=f"a run has all of {listed([*RUNTIME, 'augment', 'trainer'], 20)}",
+                fix=f"choose one with {part}=…",
+            )
+    signatures.check_value(plain.get("allow_targets"), list[str] | None, "allow_targets")
+    signatures.check_value(plain.get("name"), str | None, "name")
+    path = PurePath(plain.get("name") or "")
+    if path.is_absolute() or ".." in path.parts:  # a name may come from a checkpoint: it must not lead elsewhere
+        raise ConfigError(
+            f"name={plain['name']}", expected="a folder below outputs/", fix="hydra.run.dir=DIR sets the run folder"
+        )
 
 
 def _resolved(cfg: DictConfig) -> Plain:

@@ -49,9 +49,14 @@ def resolve(path: str, where: str, allow: Iterable[str] = ()) -> Callable[..., A
         raise _forbidden(path, where, allowed)
     found = _find(path, where)
     home = getattr(found, "__module__", None) or ""
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not any(_under(home, p) for p in allowed):
+    if not (inspect.isclass(found) or _is_builder(found)) or not any(_under(home, p) for p in allowed):
         raise _forbidden(path, where, allowed)
     return found
+
+
+def _is_builder(found: Any) -> bool:
+    """A function that may be called from a config: no method, and none of those that write files for the datasets."""
+    return inspect.isfunction(found) and "." not in found.__qualname__ and not _under(found.__module__, "segtrain.data")
 
 
 def _find(path: str, where: str) -> Any:
@@ -219,8 +224,14 @@ def instantiate(node: Any, where: str, *, allow: Iterable[str] = (), **runtime: 
     target = resolve(node["_target_"], where, allow)
     try:
         return target(**built, **runtime)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where} cannot be built: {error}", where=node["_target_"]) from error
+    except (TypeError, ValueError, KeyError) as error:
+        cause = error.__cause__
+        if isinstance(cause, ValidationError):  # albumentations checks ranges with pydantic too
+            wrong = [f"{'.'.join(str(part) for part in item['loc'])}: {_message(item)}" for item in cause.errors()]
+            raise ConfigError(f"{where} cannot be built", where=node["_target_"], expected="\n".join(wrong)) from error
+        text = str(error)
+        text = text if len(text) <= 300 else text[:299] + "…"
+        raise ConfigError(f"{where} cannot be built: {text}", where=node["_target_"]) from error
 
 
 def takes(target: Callable[..., Any], name: str) -> bool:
@@ -231,7 +242,7 @@ def takes(target: Callable[..., Any], name: str) -> bool:
 def _adapter(hint: Any) -> TypeAdapter[Any] | None:
     """None where the hint holds classes that no plain value can be an instance of."""
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=False))
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=False, allow_inf_nan=False))
     except (PydanticSchemaGenerationError, PydanticUserError):
         return None
 

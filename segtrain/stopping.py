@@ -1,13 +1,16 @@
-"""Stopping by signal: once means finish the step, save and say how to go on; twice means now."""
+"""Stopping by signal: once means finish the step, save and say how to go on; a second later again means now."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO_SECONDS = 1.0
+"""Signals this soon after the first are the same request: torchrun passes on the Ctrl-C that its ranks had already."""
 
 
 class StopSignal:
@@ -15,6 +18,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._first = 0.0
         self._owner = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -31,6 +35,7 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked worker inherits the handler; stopping is the main process's affair
             return
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first > ECHO_SECONDS:
             raise KeyboardInterrupt
-        self.received = number

@@ -45,6 +45,9 @@ class Tracker:
     def say(self, text: str = "") -> None:
         """A line for the person at the console, and for `train.log`."""
 
+    def note(self, text: str) -> None:
+        """A line for `train.log` alone."""
+
     def bar(self, total: int, name: str) -> Bar:
         """A progress bar on a terminal, nothing elsewhere."""
         return tqdm(total=total, desc=name, disable=True)
@@ -71,6 +74,9 @@ class Tracker:
 
     def text(self, name: str, content: str) -> None:
         """A block of text for TensorBoard."""
+
+    def flush(self) -> None:
+        """Brings the curves to the disk."""
 
     def finish(self, scores: dict[str, Any], settings: dict[str, Any], monitor: str) -> None:
         """Writes `metrics.json`, the hyperparameters with their score, and closes."""
@@ -109,6 +115,9 @@ class RunTracker(Tracker):
         else:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
+        self.note(text)
+
+    def note(self, text: str) -> None:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
@@ -130,7 +139,7 @@ class RunTracker(Tracker):
         if "confusion" in scores:
             matrix = pictures.confusion_picture(np.array(scores["confusion"]), list(scores["iou"]))
             self._write(lambda w: w.add_image("val/confusion", matrix, step, dataformats="HWC"))
-        self._write(lambda w: w.flush())
+        self.flush()
 
     def rewind(self, history: Iterable[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(plain(record)) + "\n" for record in history)
@@ -150,6 +159,9 @@ class RunTracker(Tracker):
 
     def text(self, name: str, content: str) -> None:
         self._write(lambda w: w.add_text(name, content))
+
+    def flush(self) -> None:
+        self._write(lambda w: w.flush())
 
     def finish(self, scores: dict[str, Any], settings: dict[str, Any], monitor: str) -> None:
         write_json(self.folder / "metrics.json", scores)

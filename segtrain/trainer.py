@@ -6,6 +6,7 @@ import contextlib
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ class TrainerOptions:
     grad_clip: PositiveFloat | None = None
     ema: Fraction | None = None
     compile: bool = False
-    channels_last: bool = False
+    channels_last: Literal["auto"] | bool = "auto"
     sync_bn: bool = True
     deterministic: bool = False
     seed: NonNegativeInt = 42
@@ -110,6 +111,8 @@ class Trainer:
         self.about = about
         self.resume_hint = resume_hint
         self.freeze_bn = freeze_bn
+        if freeze_bn:  # before DDP looks which parameters will have gradients
+            freeze_batchnorm(model)
         self.ema: Ema | NoEma = NoEma() if options.ema is None else Ema(model, options.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.network = self._wrapped()
@@ -118,6 +121,7 @@ class Trainer:
         self.step = 0  # optimizer steps made
         self.epoch = 0  # epochs completed, validation included
         self.samples_seen = 0
+        self.epoch_start = 0  # samples seen when the current epoch began
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.sums = {"window": LossSums(device), "epoch": LossSums(device)}
@@ -165,7 +169,8 @@ class Trainer:
         if self.freeze_bn:
             freeze_batchnorm(self.model)
         waiting = Stopwatch()
-        for batches in self.train_loader.steps(self.epoch, first):
+        left = max(0, self.total_steps - self.step)
+        for batches in islice(self.train_loader.steps(self.epoch, first), left):
             self.progress.waited += waiting.seconds()
             self.train_step(batches)
             self.step += 1
@@ -178,8 +183,6 @@ class Trainer:
             if due(self.step, self.options.save_every):
                 self.save("last.pt")
             self.stop_if_asked(every=self.options.log_every if distributed.world_size() > 1 else 1)
-            if self.step >= self.total_steps:
-                break
             waiting = Stopwatch()
         self.progress.stop_training()
         bar.close()
@@ -215,6 +218,7 @@ class Trainer:
         self.guard.check()
         scores = self.validate()
         self.epoch += 1
+        self.epoch_start = self.samples_seen
         record = {
             "epoch": self.epoch,
             "step": self.step,
@@ -273,15 +277,16 @@ class Trainer:
         }
 
     def done(self) -> bool:
-        """Whether there is nothing left to train."""
+        """Whether there is nothing left to train or, after an interruption, to validate."""
+        if not self.history or self.history[-1]["step"] != self.step:
+            return False
         patience = self.options.early_stop
         stale = patience is not None and self.best is not None and self.epoch - self.best["epoch"] >= patience
-        return stale or (self.epoch > 0 and self.step >= self.total_steps)
+        return stale or self.step >= self.total_steps
 
     def step_in_epoch(self) -> int:
         """Steps of the current epoch that are done, counted in samples so that another number of ranks resumes too."""
-        per_epoch = self.train_loader.steps_per_epoch * self.train_loader.samples_per_step
-        return (self.samples_seen - self.epoch * per_epoch) // self.train_loader.samples_per_step
+        return (self.samples_seen - self.epoch_start) // self.train_loader.samples_per_step
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast context of this run."""
@@ -318,6 +323,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """Writes the whole state to `checkpoints/<name>`; every rank takes part, the first one writes."""
         self.guard.check()
+        self.tracker.flush()  # a resumed run draws no point from before its checkpoint again
         state = {**self.about, **self.state(), "rng": distributed.gather(rng_state(self.device))}
         if distributed.is_main():
             checkpoint.save(self.checkpoints / name, state)
@@ -333,6 +339,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "samples_seen": self.samples_seen,
+            "epoch_start": self.epoch_start,
             "best": self.best,
             "scores": self.history,
             "sums": {name: sums.state() for name, sums in self.sums.items()},
@@ -347,6 +354,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.samples_seen = state["samples_seen"]
+        per_epoch = self.train_loader.steps_per_epoch * self.train_loader.samples_per_step
+        # The first files had no epoch_start; in them every epoch was whole.
+        self.epoch_start = state.get("epoch_start", self.epoch * per_epoch)
         self.best, self.history = state["best"], list(state["scores"])
         for name, sums in self.sums.items():
             sums.restore(state["sums"][name])

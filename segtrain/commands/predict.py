@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ from PIL import Image
 
 from segtrain import experiment, pictures, signatures
 from segtrain.composition import compose, lay_over
+from segtrain.data.dataset import IMAGE_SUFFIXES
 from segtrain.data.reading import read_image
-from segtrain.errors import ConfigError, DataError
+from segtrain.errors import ConfigError, DataError, listed
 from segtrain.run_folder import RunFolder
 from segtrain.tracking import RunTracker, write_json
 from segtrain.types import IGNORE_INDEX, Fraction
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +100,35 @@ def find_images(source: str) -> dict[str, Path]:
     if path.is_file():
         return {path.stem: path}
     if path.is_dir():
-        files, root = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in SUFFIXES], path
+        files, root = [file for file in sorted(path.rglob("*")) if _is_image(file)], path
     else:
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        files = [Path(name) for name in found if Path(name).suffix.lower() in SUFFIXES]
+        files = [Path(name) for name in found if _is_image(Path(name))]
         root = Path(os.path.commonpath([file.parent for file in files])) if files else path
     if not files:
-        raise DataError("no images found", where=source, expected=f"a file, a folder or a glob of {sorted(SUFFIXES)}")
+        raise DataError(
+            "no images found", where=source, expected=f"a file, a folder or a glob of {listed(IMAGE_SUFFIXES, 20)}"
+        )
     names = [file.relative_to(root) for file in files]
     stems = [str(name.with_suffix("")) for name in names]
     # dog.jpg beside dog.png: the suffix tells their results apart.
-    return {
-        stem if stems.count(stem) == 1 else str(name).replace(".", "_"): file
-        for stem, name, file in zip(stems, names, files, strict=True)
-    }
+    count = Counter(stems)
+    results: dict[str, Path] = {}
+    for stem, name, file in zip(stems, names, files, strict=True):
+        result = stem if count[stem] == 1 else str(name.with_name(name.name.replace(".", "_")))
+        if result in results:
+            raise DataError(
+                f"two images would have the result '{result}'",
+                where=f"{results[result]}\n{file}",
+                fix="rename one of them",
+            )
+        results[result] = file
+    return results
+
+
+def _is_image(file: Path) -> bool:
+    """Hidden files are passed over: `._dog.jpg`, which macOS leaves beside dog.jpg, is no image."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
 def write_result(

@@ -12,7 +12,9 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Any
 
@@ -61,10 +63,11 @@ class TrainLoader:
         self.length = len(dataset)  # type: ignore[arg-type]
         self.steps_per_epoch = self.length // self.samples_per_step
         if self.steps_per_epoch == 0:
+            fitting = self.length // (self.samples_per_step // batch_size)
             raise DataError(
                 f"the training split has {self.length} images, one step needs {self.samples_per_step}",
                 expected="batch_size x accumulate x processes <= images, so that at least one step is made",
-                fix=f"set data.batch_size={max(1, self.length // (self.samples_per_step // batch_size))}",
+                fix=f"set data.batch_size={fitting}" if fitting else "lower trainer.accumulate, or use fewer processes",
             )
         self.order = StepSampler(self, seed)
         self.loader = _loader(dataset, self.order, _collate, num_workers, pin_memory)
@@ -135,7 +138,7 @@ def _loader(dataset: Dataset[Sample], order: Any, collate: Any, num_workers: int
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, closing=_CLOSING),
         # Without its own generator, each `iter(loader)` draws from the global one and dropout differs after a resume.
         generator=torch.Generator().manual_seed(0),
     )
@@ -192,7 +195,7 @@ def _raising(loader: DataLoader[Any]) -> Iterator[Any]:
                 raise item
             yield item
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker (pid"):  # "Caught RuntimeError in DataLoader worker" is a bug
             raise
         raise ResourceError(
             f"a data worker died: {str(error).splitlines()[0]}",
@@ -205,7 +208,7 @@ _CLOSING = multiprocessing.Event()
 atexit.register(_CLOSING.set)  # runs before multiprocessing's own hook, which ends the workers by SIGTERM
 
 
-def _quiet_worker(worker: int) -> None:
+def _quiet_worker(worker: int, closing: Event) -> None:
     """Workers leave signals to the main process and OpenCV's threads to the other workers.
 
     Ctrl-C and a scheduler's SIGTERM reach the whole process group; a worker that died of it would take the step down
@@ -213,7 +216,7 @@ def _quiet_worker(worker: int) -> None:
     """
 
     def end_when_closing(number: int, frame: FrameType | None) -> None:
-        if _CLOSING.is_set():
+        if closing.is_set():
             os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.errors import ConfigError, listed
 from segtrain.types import IGNORE_INDEX, PositiveInt, Record
 
 # How often a shape is drawn: class imbalance as real data have it.
@@ -41,6 +42,14 @@ class Shapes(SegmentationDataset):
         self.size = size
         self.data_seed = data_seed
         super().__init__(**shared)  # type: ignore[arg-type]
+        unknown = [name for name in FREQUENCY if name not in self.classes[1:]]
+        if unknown:
+            raise ConfigError(
+                f"data.classes has no {listed(unknown)}",
+                where="data.classes",
+                expected=f"a background and then {listed(FREQUENCY)}",
+                fix="leave data.classes as configs/data/shapes.yaml has it",
+            )
 
     def find_records(self) -> list[Record]:
         return [Record(f"{self.split}/{i:05d}", extra={"index": i}) for i in range(self.images[self.split])]

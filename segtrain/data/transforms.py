@@ -7,11 +7,14 @@ neighbor only, and a transform that still invents a label stops the run.
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version when imported
 from albumentations.core.composition import BaseCompose
 from albumentations.core.transforms_interface import BasicTransform, DualTransform
 

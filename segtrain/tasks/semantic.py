@@ -52,16 +52,19 @@ class SemanticTask:
         self.mean = torch.tensor(mean).view(1, -1, 1, 1) * 255
         self.std = torch.tensor(std).view(1, -1, 1, 1) * 255
         self.inference = inference
+        self.memory_format = torch.contiguous_format
 
-    def to(self, device: torch.device) -> SemanticTask:
-        """Moves class weights and normalization to the model's device."""
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> SemanticTask:
+        """Moves class weights and normalization to the model's device; images will have the model's layout."""
         self.loss.to(device)
+        self.memory_format = memory_format
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
 
     def normalize(self, image: Tensor) -> Tensor:
         """Image (B, H, W, C) uint8 or float32 in [0, 255] -> network input (B, C, H, W) float32."""
-        return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        channels_first = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
+        return (channels_first - self.mean) / self.std
 
     def counts(self, batch: Batch) -> Tensor:
         """What each loss term is divided by, from the target alone; summed over a step by the trainer."""
