@@ -23,13 +23,14 @@ ROWS = {
         "experiment=deeplabv3plus_camvid",
         "data.root={data}",
         "model.weights={weights}",
-        "trainer.epochs=8",
+        "trainer.epochs=5",
     ],
     "deeplabv3plus_voc": [
         "experiment=deeplabv3plus_voc",
         "data.root={data}",
         "model.weights={weights}",
-        "trainer.epochs=10",
+        "data.crop_size=256",
+        "trainer.epochs=6",
     ],
 }
 

@@ -152,10 +152,9 @@ def translated(command: str, overrides: list[str]) -> Iterator[None]:
         raise _missing_option(error) from error
     except OverrideParseException as error:
         text = str(error.override)
-        pair = text if "=" in text else f"{text}=VALUE"
-        raise ConfigError(
-            f"cannot read the override '{text}'", expected="key=value", fix=f"for example {pair}"
-        ) from error
+        key, equals, value = text.partition("=")
+        fix = f"quote a value with special characters: \"{key}='{value}'\"" if equals else f"for example {text}=VALUE"
+        raise ConfigError(f"cannot read the override '{text}'", expected="key=value", fix=fix) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, command, overrides) from error
     except ValueError as error:

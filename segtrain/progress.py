@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from segtrain import distributed
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.tracking import Stopwatch, Tracker, class_table, clock, percent
 
@@ -88,7 +87,7 @@ class Progress:
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         """Input, truth, prediction and errors of the first `count` validation samples."""
-        if not distributed.is_main():
+        if not self.tracker.draws:
             return
         model.eval()
         for index in range(min(count, len(dataset))):

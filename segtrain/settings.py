@@ -80,9 +80,10 @@ class Settings:
 
     def __init__(self, cfg: DictConfig) -> None:
         register_resolvers()
-        self.tree = OmegaConf.to_container(cfg, resolve=False)
+        self.tree: Any = OmegaConf.to_container(cfg, resolve=False)
+        _check_parts(self.tree)
         plain = _resolved(cfg)
-        _check_top(plain)
+        _check_name_and_packages(plain)
         self.allow: list[str] = list(plain.get("allow_targets") or [])
         self.node: dict[str, Plain] = {}
         self.rider: dict[str, Any] = {}
@@ -103,8 +104,9 @@ class Settings:
             riding = {key: node[key] for key in own}
             signatures.check(riding, rider, name)
             self.rider[name] = rider(**riding)
-        # A key that both take, such as num_classes of a dataset of the user's own, goes to both.
-        self.node[name] = {k: v for k, v in node.items() if k not in own or signatures.takes(target, k)}
+        # num_classes of a dataset of the user's own goes to both; `weights` of torchvision's builders is not ours.
+        shared = {key for key in own if name == "data" and signatures.takes(target, key)}
+        self.node[name] = {key: value for key, value in node.items() if key not in own or key in shared}
         signatures.check(self.node[name], target, name, runtime=RUNTIME[name], allow=self.allow)
         if name == "model":
             signatures.check(node["normalize"], Normalize, "model.normalize")
@@ -167,10 +169,10 @@ class Settings:
                 )
 
 
-def _check_top(plain: Plain) -> None:
-    """The tree's first level: all parts of a run and nothing else."""
+def _check_parts(tree: Any) -> None:
+    """The tree's first level: all parts of a run and nothing else. First, because values refer to other parts."""
     known = (*RUNTIME, *OTHER_KEYS)
-    unknown = [str(key) for key in plain if key not in known]
+    unknown = [str(key) for key in tree if key not in known]
     if unknown:
         near = closest(unknown[0], known)
         raise ConfigError(
@@ -179,12 +181,15 @@ def _check_top(plain: Plain) -> None:
             fix=f"did you mean {near}?" if near else None,
         )
     for part in (*RUNTIME, "augment", "trainer"):
-        if not isinstance(plain.get(part), dict):
+        if not isinstance(tree.get(part), dict):
             raise ConfigError(
-                f"the config has no '{part}'" if plain.get(part) is None else f"{part}={plain[part]}",
+                f"the config has no '{part}'" if tree.get(part) is None else f"{part}={tree[part]}",
                 expected=f"a run has all of {listed([*RUNTIME, 'augment', 'trainer'], 20)}",
                 fix=f"choose one with {part}=…",
             )
+
+
+def _check_name_and_packages(plain: Plain) -> None:
     signatures.check_value(plain.get("allow_targets"), list[str] | None, "allow_targets")
     signatures.check_value(plain.get("name"), str | None, "name")
     path = PurePath(plain.get("name") or "")

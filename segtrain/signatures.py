@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -103,8 +105,9 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter]
     """
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if not inspect.isclass(target):
-        every = inspect.signature(target).parameters.values()
-        return {p.name: p for p in every if p.kind in kinds}, any(p.kind == p.VAR_KEYWORD for p in every)
+        every, hints = inspect.signature(target).parameters.values(), _hints(target)
+        named = {p.name: p.replace(annotation=hints.get(p.name, p.annotation)) for p in every if p.kind in kinds}
+        return named, any(p.kind == p.VAR_KEYWORD for p in every)
     found: dict[str, inspect.Parameter] = {}
     for parent in target.__mro__:
         if "__init__" not in vars(parent) or parent is object:
@@ -146,7 +149,6 @@ def check(
         ConfigError: unknown key, missing key, wrong type or range.
     """
     known, open_ended = parameters(target)
-    hints = {} if inspect.isclass(target) else _hints(target)
     for key, value in node.items():
         if key == "_target_":
             continue
@@ -159,7 +161,7 @@ def check(
                 expected=listed(sorted(name for name in known if name not in set(runtime)), 30),
                 fix=f"did you mean {_at(where, near)}?" if near else None,
             )
-        check_value(value, hints.get(key, known[key].annotation), _at(where, key), allow=allow)
+        check_value(value, known[key].annotation, _at(where, key), allow=allow)
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in node and name not in runtime and name != "self":
             place = _at(where, name)
@@ -242,9 +244,18 @@ def takes(target: Callable[..., Any], name: str) -> bool:
 def _adapter(hint: Any) -> TypeAdapter[Any] | None:
     """None where the hint holds classes that no plain value can be an instance of."""
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=False, allow_inf_nan=False))
+        return TypeAdapter(_by_name(hint), config=ConfigDict(arbitrary_types_allowed=False, allow_inf_nan=False))
     except (PydanticSchemaGenerationError, PydanticUserError):
         return None
+
+
+def _by_name(hint: Any) -> Any:
+    """The hint with the names of an enumeration in its place: torchvision's builders take `DEFAULT` as text."""
+    if inspect.isclass(hint) and issubclass(hint, Enum):
+        return typing.Literal[tuple(hint.__members__)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_by_name(part) for part in typing.get_args(hint))]  # noqa: UP007 - parts are computed
+    return hint
 
 
 def _message(item: Mapping[str, Any]) -> str:

@@ -42,6 +42,11 @@ class Bar(Protocol):
 class Tracker:
     """Says and writes nothing."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are wanted; they cost predictions."""
+        return False
+
     def say(self, text: str = "") -> None:
         """A line for the person at the console, and for `train.log`."""
 
@@ -109,6 +114,10 @@ class RunTracker(Tracker):
         if tensorboard:
             self._open_tensorboard(None if purge_after is None else purge_after + 1)
 
+    @property
+    def draws(self) -> bool:
+        return self.writer is not None
+
     def say(self, text: str = "") -> None:
         if self.live:
             tqdm.write(text)
@@ -130,9 +139,11 @@ class RunTracker(Tracker):
                 self._write(partial(_add_scalar, name, value, step))
 
     def epoch(self, record: dict[str, Any]) -> None:
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(record)) + "\n")
         step, scores = record["step"], record["val"]
+        # The matrix is in `metrics.json`, and not in the history that a resumed run writes these lines from.
+        short = {**record, "val": {name: score for name, score in scores.items() if name != "confusion"}}
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(short)) + "\n")
         curves = {f"val/{k}": v for k, v in scores.items() if isinstance(v, float)}
         curves |= {f"val/iou/{name}": v for name, v in scores.get("iou", {}).items()}
         self.scalars(step, {**curves, "epoch": float(record["epoch"])})

@@ -10,6 +10,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,8 +70,9 @@ class TrainLoader:
                 expected="batch_size x accumulate x processes <= images, so that at least one step is made",
                 fix=f"set data.batch_size={fitting}" if fitting else "lower trainer.accumulate, or use fewer processes",
             )
-        self.order = StepSampler(self, seed)
+        self.order = StepSampler(self.length, self.steps_per_epoch, batch_size, accumulate, seed)
         self.loader = _loader(dataset, self.order, _collate, num_workers, pin_memory)
+        _end_workers_with(self, self.loader)
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
         """The batches of steps `first`, `first + 1`, … of an epoch."""
@@ -86,22 +88,24 @@ class TrainLoader:
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Yields this process's batches as lists of (epoch, index)."""
 
-    def __init__(self, plan: TrainLoader, seed: int) -> None:
-        self.plan = plan
+    def __init__(self, length: int, steps: int, batch_size: int, accumulate: int, seed: int) -> None:
+        self.length = length
+        self.steps = steps
+        self.batch_size = batch_size
+        self.accumulate = accumulate
         self.seed = seed
         self.epoch = 0
         self.first = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        plan, epoch = self.plan, self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(plan.length)
-        world, batch = distributed.world_size(), plan.batch_size
-        for number in range(self.first * plan.accumulate, plan.steps_per_epoch * plan.accumulate):
+        epoch, batch, world = self.epoch, self.batch_size, distributed.world_size()
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        for number in range(self.first * self.accumulate, self.steps * self.accumulate):
             start = (number * world + distributed.rank()) * batch
             yield [(epoch, int(index)) for index in order[start : start + batch]]
 
     def __len__(self) -> int:
-        return (self.plan.steps_per_epoch - self.first) * self.plan.accumulate
+        return (self.steps - self.first) * self.accumulate
 
 
 class EvalLoader:
@@ -124,6 +128,7 @@ class EvalLoader:
         chunks = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
         self.images = len(mine)
         self.loader = _loader(dataset, chunks, _collate_by_size, num_workers, pin_memory)
+        _end_workers_with(self, self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batches in _raising(self.loader):
@@ -142,6 +147,14 @@ def _loader(dataset: Dataset[Sample], order: Any, collate: Any, num_workers: int
         # Without its own generator, each `iter(loader)` draws from the global one and dropout differs after a resume.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _end_workers_with(owner: object, loader: DataLoader[Any]) -> None:
+    """Lets go of `loader` after `owner`, even where a cycle of references holds `owner`.
+
+    Collected together with it, pipes may be closed before the workers are told to end, and each is waited for.
+    """
+    weakref.finalize(owner, lambda kept: None, loader).atexit = False
 
 
 class _Guarded(Dataset[Any]):

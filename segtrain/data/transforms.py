@@ -23,6 +23,8 @@ from segtrain.types import IGNORE_INDEX, PositiveFloat, Size, height_width
 
 FILL = (124, 116, 104)
 """What padding looks like: ImageNet's mean color, which is near zero after normalization."""
+NEAREST = cv2.INTER_NEAREST_EXACT
+"""By pixel centers, as the image is resized; OpenCV's INTER_NEAREST shifts a halved target by half a source pixel."""
 
 
 class SegmentationTransform:
@@ -120,7 +122,7 @@ class RandomScaleCrop(DualTransform):
         return self._place(_resize(img, scaled, cv2.INTER_LINEAR), offset, fill)
 
     def apply_to_mask(self, mask: np.ndarray, scaled: tuple[int, int], offset: list[int], **params: Any) -> np.ndarray:
-        return self._place(_resize(mask, scaled, cv2.INTER_NEAREST), offset, [IGNORE_INDEX])
+        return self._place(_resize(mask, scaled, NEAREST), offset, [IGNORE_INDEX])
 
     def _place(self, array: np.ndarray, offset: list[int], fill: list[float]) -> np.ndarray:
         """Puts `array` at `offset` on a canvas of `size`: a negative offset cuts, a positive one pads."""
@@ -145,7 +147,7 @@ class Fit(DualTransform):
         return self._fit(img, cv2.INTER_LINEAR, fill)
 
     def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
-        return self._fit(mask, cv2.INTER_NEAREST, [IGNORE_INDEX])
+        return self._fit(mask, NEAREST, [IGNORE_INDEX])
 
     def _fit(self, array: np.ndarray, interpolation: int, fill: list[float]) -> np.ndarray:
         if self.mode == "resize":

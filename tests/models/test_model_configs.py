@@ -74,7 +74,7 @@ def test_lraspp_by_torchvisions_builder() -> None:
     assert type(build(node)).__name__ == "LRASPP"
 
 
-@pytest.mark.parametrize("name", [*OURS, "torchvision", "_common"])
+@pytest.mark.parametrize("name", [*OURS, "torchvision", "_model"])
 def test_every_key_says_what_it_does(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text()
     node = yaml.safe_load(text)

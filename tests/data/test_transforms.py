@@ -1,0 +1,310 @@
+"""Image and target stay together, uncovered pixels become 255, and no label is ever invented."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+from albumentations.core.transforms_interface import DualTransform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segtrain.data.transforms import FILL, Fit, RandomScaleCrop, SegmentationTransform
+from segtrain.errors import ConfigError, DataError
+from segtrain.experiment import build_dataset, compose
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+BLOCKS = np.kron(RNG.choice([1, 7, 200], (6, 8)), np.ones((4, 4))).astype(np.uint8)
+
+# Arguments that some transforms need, or need in order to uncover pixels.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "RandomCrop": {"height": 40, "width": 48, "pad_if_needed": True},
+    "CenterCrop": {"height": 40, "width": 48, "pad_if_needed": True},
+    "Crop": {"x_min": 0, "y_min": 0, "x_max": 40, "y_max": 40, "pad_if_needed": True},
+    "CropAndPad": {"px": 6},
+    "Pad": {"padding": 5},
+    "PadIfNeeded": {"min_height": 40, "min_width": 48},
+    "Rotate": {"limit": (30, 40)},
+    "SafeRotate": {"limit": (30, 40)},
+    "ShiftScaleRotate": {"rotate_limit": (30, 40)},
+    "Affine": {"rotate": (30, 40), "translate_percent": 0.2},
+    "Perspective": {"scale": (0.2, 0.3), "fit_output": True},
+    "RandomScale": {"scale_limit": 0.3},
+    "ElasticTransform": {"alpha": 200, "sigma": 6},
+    "GridDistortion": {"distort_limit": 0.8},
+    "OpticalDistortion": {"distort_limit": 0.9},
+    "ThinPlateSpline": {"scale_range": (0.3, 0.4)},
+}
+
+
+def filling() -> list[str]:
+    """Every albumentations transform of image and mask that has a fill value for masks which is not off."""
+    names = []
+    for name, kind in vars(A).items():
+        if name == "Mosaic" or name.endswith("3D"):  # of several images, and of volumes
+            continue
+        if inspect.isclass(kind) and issubclass(kind, DualTransform):
+            parameter = inspect.signature(kind).parameters.get("fill_mask")
+            if parameter is not None and parameter.default is not None:
+                names.append(name)
+    return sorted(names)
+
+
+def transform(*steps: Any) -> SegmentationTransform:
+    return SegmentationTransform({f"step{i}": step for i, step in enumerate(steps)})
+
+
+def test_all_common_geometric_transforms_are_among_those_tested() -> None:
+    expected = {"Rotate", "Affine", "ShiftScaleRotate", "Perspective", "ElasticTransform", "PadIfNeeded", "RandomCrop"}
+    assert expected <= set(filling())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("name", filling())
+def test_what_a_geometric_transform_uncovers_is_unlabelled(name: str, nested: bool) -> None:
+    step = getattr(A, name)(**SPECIAL.get(name, {}), p=1.0)
+    if nested:
+        step = A.OneOf([A.Sequential([step], p=1.0)], p=1.0)
+    uncovered = 0
+    for index in range(6):
+        _, target = transform(step)(IMAGE, BLOCKS, (0, 0, index))
+        assert set(np.unique(target)) <= {1, 7, 200, 255}
+        uncovered += int((target == 255).sum())
+    if name in SPECIAL:
+        assert uncovered > 0
+
+
+@pytest.mark.parametrize("interpolation", [cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA])
+def test_a_mask_interpolation_set_by_the_user_is_overruled(interpolation: int) -> None:
+    step = A.Rotate(limit=(20, 30), mask_interpolation=interpolation, fill_mask=3, p=1.0)
+    _, target = transform(step)(IMAGE, BLOCKS, (0, 0, 0))
+    assert set(np.unique(target)) == {1, 7, 200, 255}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 254), min_size=2, max_size=4, unique=True),
+    height=st.integers(3, 40),
+    width=st.integers(3, 40),
+    low=st.floats(0.2, 1.0),
+    high=st.floats(1.0, 3.0),
+    seed=st.tuples(st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 9999)),
+)
+def test_every_size_scale_and_seed_gives_old_labels_and_the_right_size(
+    labels: list[int], height: int, width: int, low: float, high: float, seed: tuple[int, int, int]
+) -> None:
+    target = np.random.default_rng(1).choice(labels, (height, width)).astype(np.uint8)
+    image = np.full((height, width, 3), 9, np.uint8)
+    step = RandomScaleCrop(size=[17, 23], scale_range=[low, high])
+    image, out = transform(step, A.HorizontalFlip(p=0.5), A.Rotate(limit=15, p=0.5))(image, target, seed)
+    assert image.shape == (17, 23, 3)
+    assert out.shape == (17, 23)
+    assert out.dtype == image.dtype == np.uint8
+    assert set(np.unique(out)) <= {*labels, 255}
+    assert image.flags.c_contiguous
+    assert out.flags.c_contiguous
+
+
+class Inventing(DualTransform):
+    """Adds one to each label."""
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return img
+
+    def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
+        return mask + np.uint8(1)
+
+
+class Floating(Inventing):
+    """Makes the mask float."""
+
+    def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
+        return mask.astype(np.float32)
+
+
+def test_a_transform_that_invents_labels_is_named() -> None:
+    guarded = SegmentationTransform({"flip": A.HorizontalFlip(p=1.0), "odd": Inventing(p=1.0)})
+    with pytest.raises(DataError) as caught:
+        guarded(IMAGE, BLOCKS, (0, 0, 0))
+    assert "augment.transforms.odd invented the labels 2, 8, 201" in caught.value.found
+    assert "~augment.transforms.odd" in (caught.value.fix or "")
+    with pytest.raises(DataError, match=r"transforms\.odd turned the target into float32"):
+        SegmentationTransform({"odd": Floating(p=1.0)})(IMAGE, BLOCKS, (0, 0, 0))
+
+
+def test_what_is_no_transform_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"augment\.transforms\.crop is a dict"):
+        SegmentationTransform({"crop": {"size": 3}})
+    with pytest.raises(ConfigError, match="scale_range"):
+        RandomScaleCrop(size=8, scale_range=[2.0, 0.5])
+
+
+# Geometry: the image carries its own coordinates -------------------------------------------------------------------
+
+
+def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A float image whose channels are y, x and 200 (to tell padding), and a target of x // 3."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    return np.stack([y, x, np.full_like(y, 200)], 2), (x // 3).astype(np.uint8)
+
+
+def affine(values: np.ndarray) -> tuple[float, float]:
+    """Slope and value at 0 of a line through the inner values."""
+    inner = np.arange(len(values))[2:-2]
+    slope, start = np.polyfit(inner, values[2:-2], 1)
+    return float(slope), float(start)
+
+
+def measured(seed: int, size: int = 40, side: int = 60, scales: tuple[float, float] = (0.4, 2.0)) -> dict[str, float]:
+    """Scale and offset of one RandomScaleCrop, read off the image; checks that the target went along."""
+    image, target = coordinates(side, side)
+    cropped, labels = transform(RandomScaleCrop(size=size, scale_range=list(scales)))(image, target, (5, 0, seed))
+    inside = labels != 255
+    assert np.array_equal(inside, np.abs(cropped[..., 2] - 200) < 1)
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    assert inside.sum() == len(rows) * len(columns)
+    slope_x, _ = affine(cropped[rows[0], columns, 1])
+    slope_y, start_y = affine(cropped[rows, columns[0], 0])
+    assert slope_x == pytest.approx(slope_y, abs=0.02)
+    # The nearest source pixel is at most half a pixel from the point that is interpolated, and each label has three.
+    error = labels[inside].astype(float) * 3 + 1 - cropped[inside][:, 1]
+    assert np.abs(error).max() <= 1.6
+    assert abs(error.mean()) < 0.55  # halved, both neighbors are as near
+    return {
+        "scale": 1 / slope_x,
+        "top": float(rows[0]),
+        "room": float(size - len(rows)),
+        "cut": start_y / slope_y if len(rows) == size else math.nan,
+    }
+
+
+@pytest.fixture(scope="module")
+def draws() -> list[dict[str, float]]:
+    return [measured(seed) for seed in range(500)]
+
+
+def test_scales_are_uniform_over_their_range(draws: list[dict[str, float]]) -> None:
+    scales = np.array([draw["scale"] for draw in draws])
+    assert scales.min() == pytest.approx(0.4, abs=0.03)
+    assert scales.max() == pytest.approx(2.0, abs=0.03)
+    counts, _ = np.histogram(scales, bins=8, range=(0.38, 2.02))
+    assert ((counts - 500 / 8) ** 2 / (500 / 8)).sum() < 24.3  # chi-square, 7 degrees of freedom, p = 0.001
+
+
+def test_padding_and_cuts_lie_anywhere(draws: list[dict[str, float]]) -> None:
+    padded = np.array([(draw["top"] + 0.5) / (draw["room"] + 1) for draw in draws if draw["room"] > 3])
+    cut = np.array([draw["cut"] / (60 * draw["scale"] - 40) for draw in draws if 60 * draw["scale"] > 60])
+    for shares in (padded, cut):
+        assert len(shares) > 60
+        counts, _ = np.histogram(np.clip(shares, 0, 0.999), bins=4, range=(0, 1))
+        assert ((counts - len(shares) / 4) ** 2 / (len(shares) / 4)).sum() < 16.3  # 3 degrees of freedom, p = 0.001
+
+
+def test_scale_one_and_own_size_change_nothing() -> None:
+    image, target = transform(RandomScaleCrop(size=[24, 32], scale_range=[1.0, 1.0]))(IMAGE, BLOCKS, (0, 0, 0))
+    assert np.array_equal(image, IMAGE)
+    assert np.array_equal(target, BLOCKS)
+
+
+def test_fit_resizes_or_pads_around_the_center() -> None:
+    resized, labels = transform(Fit(size=[48, 64]))(IMAGE, BLOCKS, (0, 0, 0))
+    assert resized.shape == (48, 64, 3)
+    assert np.array_equal(labels, np.kron(BLOCKS, np.ones((2, 2), np.uint8)))
+    padded, labels = transform(Fit(size=[30, 20], mode="pad"))(IMAGE, BLOCKS, (0, 0, 0))
+    assert np.array_equal(padded[3:27], IMAGE[:, 6:26])
+    assert np.array_equal(labels[3:27], BLOCKS[:, 6:26])
+    assert (padded[:3] == FILL).all()
+    assert (labels[27:] == 255).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("augment", ["none", "basic", "strong"])
+def test_grey_and_deep_images_keep_their_form_and_range(channels: int, dtype: type, augment: str) -> None:
+    steps = build_dataset(compose([f"augment={augment}", "augment.crop_size=16"]), "train").transform
+    assert steps is not None
+    image = RNG.integers(0, 256, (20, 30, channels)).astype(dtype)
+    image[:4], image[-4:] = 0, 255
+    spread = []
+    for index in range(12):
+        out, target = steps(image, np.ones((20, 30), np.uint8), (0, 0, index))
+        assert out.shape == (16, 16, channels)
+        assert target.shape == (16, 16)
+        assert out.dtype == dtype
+        assert out.min() >= 0
+        assert out.max() <= 255
+        spread.append(float(out.max()) - float(out.min()))
+    assert max(spread) > 100  # not squeezed into [0, 1]
+
+
+def test_padding_looks_the_same_in_bytes_and_floats() -> None:
+    step = RandomScaleCrop(size=40, scale_range=[0.5, 0.5])
+    for image in (IMAGE, IMAGE.astype(np.float32)):
+        out, target = transform(step)(image, BLOCKS, (0, 0, 1))
+        assert np.allclose(out[target == 255], FILL, atol=1e-3)
+
+
+# Random numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_depends_on_its_seed_and_on_nothing_before() -> None:
+    dataset = build_dataset(compose(["augment=strong", "augment.crop_size=32", "data.limit=4"]), "train")
+    first = dataset[(3, 1)]
+    np.random.default_rng(0)
+    for key in [(0, 0), (3, 2), (9, 1)]:
+        dataset[key]
+    again = build_dataset(compose(["augment=strong", "augment.crop_size=32"]), "train")[(3, 1)]
+    assert np.array_equal(first[0], dataset[(3, 1)][0])
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    others = [dataset[key] for key in [(4, 1), (3, 0)]]
+    seeded = build_dataset(compose(["augment=strong", "augment.crop_size=32", "trainer.seed=1"]), "train")[(3, 1)]
+    assert not any(np.array_equal(first[0], other[0]) for other in [*others, seeded])
+
+
+class Drawing(DualTransform):
+    """Writes down what it draws."""
+
+    def __init__(self) -> None:
+        super().__init__(p=1.0)
+        self.drawn: list[tuple[float, float]] = []
+
+    def get_params(self) -> dict[str, Any]:
+        self.drawn.append((self.py_random.random(), float(self.random_generator.random())))
+        return {}
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return img
+
+    apply_to_mask = apply
+
+
+def test_transforms_draw_independently_of_each_other() -> None:
+    """With albumentations' own seeding each transform gets the same numbers, and a flip decides the rotation."""
+    one, two = Drawing(), Drawing()
+    steps = transform(A.HorizontalFlip(p=0.5), one, A.Rotate(limit=30, p=0.5), A.Sequential([two], p=1.0))
+    flips = []
+    for index in range(400):
+        image = np.zeros((9, 9, 3), np.uint8)
+        image[:, :3] = 255
+        flips.append(float(steps(image, image[..., 0], (0, 0, index))[0][4, 0, 0] < 128))
+    columns = np.array([flips, *zip(*one.drawn, strict=True), *zip(*two.drawn, strict=True)])
+    assert 150 < sum(flips) < 250
+    correlations = np.corrcoef(columns) - np.eye(5)
+    assert np.abs(correlations).max() < 0.2  # four standard errors of 400 independent draws
+    assert np.allclose(columns[1:].mean(1), 0.5, atol=0.06)
+
+
+def test_nested_transforms_draw_from_the_same_stream() -> None:
+    steps = transform(A.OneOf([A.HorizontalFlip(p=1.0), A.VerticalFlip(p=1.0)], p=1.0))
+    results = [steps(IMAGE, BLOCKS, (0, 0, index))[0] for index in range(30)]
+    flips = [np.array_equal(out, IMAGE[:, ::-1]) for out in results]
+    assert 5 < sum(flips) < 25
+    again = [steps(IMAGE, BLOCKS, (0, 0, index))[0] for index in reversed(range(30))]
+    assert all(np.array_equal(one, two) for one, two in zip(results, reversed(again), strict=True))

@@ -1,0 +1,177 @@
+"""From overrides to one config tree, and what is laid over a checkpoint's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from segtrain.composition import COMMANDS, compose, config_dir, groups, lay_over, leaf_keys, run_id, split_overrides
+from segtrain.errors import ConfigError
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=False)  # type: ignore[no-any-return,return-value]
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    """What a checkpoint of the default training has inside."""
+    return plain(compose([]))
+
+
+def test_the_config_files_are_those_of_this_source_tree() -> None:
+    assert config_dir() == Path(__file__).parents[1] / "configs"
+    assert {f"{command}.yaml" for command in COMMANDS} == {path.name for path in config_dir().glob("*.yaml")}
+
+
+def test_options_that_start_with_an_underscore_are_no_options() -> None:
+    assert (config_dir() / "model" / "_model.yaml").is_file()
+    assert not [name for options in groups().values() for name in options if name.startswith("_")]
+
+
+def test_the_name_is_that_of_the_data_and_the_model() -> None:
+    assert compose([]).name == "shapes_unet_small"
+    assert compose(["data=voc", "model=lraspp"]).name == "voc_lraspp"
+    assert compose(["experiment=unet_pet"]).name == "pet_unet_small"
+    assert compose(["name=mine"]).name == "mine"
+
+
+def test_the_command_line_comes_after_the_experiment_and_the_experiment_after_the_groups() -> None:
+    assert compose(["model=unet_small", "optimizer=rmsprop"]).optimizer.lr == 1e-4
+    assert compose(["experiment=unet_pet"]).optimizer.lr == 1e-3
+    assert compose(["experiment=unet_pet", "optimizer.lr=0.5"]).optimizer.lr == 0.5
+    assert compose(["optimizer.lr=0.5", "experiment=unet_pet"]).optimizer.lr == 0.5
+
+
+def test_hydras_own_node_is_not_part_of_the_config() -> None:
+    assert "hydra" not in compose([])
+    assert "hydra" not in compose([], "evaluate")
+
+
+def test_two_runs_of_one_second_have_two_names() -> None:
+    ids = {run_id() for _ in range(20)}
+    assert len(ids) > 15
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]{4}", name) for name in ids)
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("epoch=3", "trainer.epochs"),
+        ("trainer.epoch=3", "trainer.epochs"),
+        ("data.bath_size=3", "data.batch_size"),
+        ("lr=3", "optimizer.lr"),
+        ("modle=unet", "model"),
+    ],
+)
+def test_a_key_that_does_not_exist_is_named_with_the_nearest_that_does(override: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([override])
+    assert caught.value.found == f"there is no config key '{override.split('=')[0]}'"
+    assert caught.value.fix == f"did you mean {near}?"
+
+
+def test_the_nearest_key_is_looked_for_in_the_options_that_were_chosen() -> None:
+    with pytest.raises(ConfigError, match=r"model\.base_chanels") as caught:
+        compose(["model=unet", "model.base_chanels=3"])
+    assert caught.value.fix == "did you mean model.base_channels?"
+    with pytest.raises(ConfigError, match=r"model\.bakbone") as caught:
+        compose(["model=deeplabv3plus", "model.bakbone=resnet18"])
+    assert caught.value.fix == "did you mean model.backbone?"
+
+
+def test_a_key_far_from_all_gets_no_suggestion() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["zzzzzz=3"])
+    assert caught.value.fix is None
+
+
+def test_leaf_keys_hold_branches_too() -> None:
+    assert list(leaf_keys({"a": {"b": 1, "c": {}}, "d": [1]})) == ["a", "a.b", "a.c", "d"]
+
+
+# --- laid over a checkpoint --------------------------------------------------------------------------------------
+
+
+def test_values_are_laid_over_and_the_rest_stays(base: dict[str, Any]) -> None:
+    cfg = lay_over(base, {"data": {"batch_size": 3}, "inference": {"size": 16}}, {})
+    assert (cfg.data.batch_size, cfg.inference.size) == (3, 16)
+    wanted = {**base, "data": {**base["data"], "batch_size": 3}, "inference": {**base["inference"], "size": 16}}
+    assert plain(cfg) == wanted
+
+
+def test_the_checkpoints_own_tree_is_not_changed(base: dict[str, Any]) -> None:
+    before = plain(compose([]))
+    lay_over(base, {"data": {"batch_size": 3}}, {"inference": "slide"})
+    assert base == before
+
+
+def test_a_group_is_replaced_whole_before_its_values_are_set(base: dict[str, Any]) -> None:
+    cfg = lay_over(base, {"inference": {"window_size": 16}}, {"inference": "slide"})
+    assert cfg.inference._target_ == "segtrain.inference.SlidingWindow"
+    assert cfg.inference.window_size == 16
+    assert lay_over(base, {}, {"data": "voc"}).name == "voc_unet_small"
+    assert lay_over(base, {}, {"model": "lraspp"}).name == "shapes_lraspp"
+
+
+def test_a_label_map_is_replaced_and_not_merged(base: dict[str, Any]) -> None:
+    assert plain(lay_over(base, {"data": {"label_map": {0: 0, 9: 1}}}, {"data": "voc"}))["data"]["label_map"] == {
+        0: 0,
+        9: 1,
+    }
+    camvid = plain(compose(["data=camvid"]))
+    assert plain(lay_over(camvid, {"data": {"label_map": {7: 0}}}, {}))["data"]["label_map"] == {7: 0}
+
+
+def test_references_stay_references(base: dict[str, Any]) -> None:
+    cfg = lay_over(base, {"inference": {"size": "${data.crop_size}"}}, {})
+    assert plain(cfg)["inference"]["size"] == "${data.crop_size}"
+    assert cfg.inference.size == 64
+
+
+@pytest.mark.parametrize(
+    ("extra", "choices", "found"),
+    [
+        ({"data": {"bath_size": 3}}, {}, "there is no config key 'data.bath_size'"),
+        ({"inference": {"window_size": 3}}, {}, "there is no config key 'inference.window_size'"),
+        ({"dat": {"batch_size": 3}}, {}, "there is no config key 'dat'"),
+        ({}, {"inference": "slid"}, "there is no 'slid' in the group 'inference'"),
+        ({}, {"experiment": "unet_pet"}, "experiment=unet_pet cannot be laid over a checkpoint"),
+        ({}, {"debug": "fast"}, "debug=fast cannot be laid over a checkpoint"),
+    ],
+)
+def test_what_cannot_be_laid_over(base: dict[str, Any], extra: Any, choices: Any, found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        lay_over(base, extra, choices)
+    assert caught.value.found == found
+
+
+def test_a_commands_own_keys_pass_and_all_others_are_hidden_from_hydra() -> None:
+    argv = [
+        "checkpoint=a.pt",
+        "split=test",
+        "data.root=/x",
+        "data=voc",
+        "inference={size: 3}",
+        "hydra.run.dir=r",
+        "-m",
+    ]
+    assert split_overrides("evaluate", argv) == [
+        "checkpoint=a.pt",
+        "split=test",
+        "++over.data.root=/x",
+        "++choices.data=voc",
+        "++over.inference={size: 3}",
+        "hydra.run.dir=r",
+        "-m",
+    ]
+
+
+@pytest.mark.parametrize("argument", ["splt=val", "dta.root=/x", "+modle=unet", "~trainer.epochs", "~data"])
+def test_a_typo_beside_a_checkpoint_is_found_before_the_checkpoint_is(argument: str) -> None:
+    with pytest.raises(ConfigError):
+        split_overrides("evaluate", ["checkpoint=/nowhere.pt", argument])

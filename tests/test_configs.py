@@ -1,0 +1,169 @@
+"""Every option of every group builds and learns something: what is in configs/ is what is tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segtrain.composition import groups
+from segtrain.experiment import build, build_model, compose
+from segtrain.settings import Settings
+from segtrain.tracking import Tracker
+from segtrain.trainer import Trainer
+
+OPTIONS = groups()
+
+# Small nets and images: each option is built as it is but for its width.
+SMALL = [
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "data.scan=4",
+    "data.limit=4",
+    "data.size=33",
+    "data.crop_size=33",
+    "trainer.device=cpu",
+    "trainer.max_steps=4",
+    "trainer.epochs=2",
+]
+TINY = ["model=unet_small", "model.base_channels=4", "model.depth=2"]
+LIGHTER = {
+    "unet": ["model.base_channels=4"],
+    "unet_small": ["model.base_channels=4"],
+    "deeplabv3_torchvision": ["model.backbone=resnet18", "model.output_stride=16"],
+    "deeplabv3plus": ["model.backbone=mobilenet_v2"],
+    "fcn_torchvision": ["model.backbone=resnet18", "model.output_stride=16"],
+}
+
+
+def trainer_of(tmp_path: Path, *overrides: str) -> Trainer:
+    return build(compose([*SMALL, *overrides]), folder=tmp_path, tracker=Tracker())
+
+
+def learns(trainer: Trainer, steps: int = 3) -> None:
+    """Updates on one batch: the learned tensors move, the loss stays finite and, over several, falls."""
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    batches = next(iter(trainer.train_loader.steps(0)))
+    losses = []
+    trainer.network.train()
+    for _ in range(steps):
+        trainer.train_step(batches)
+        losses.append(trainer.sums["window"].take()["loss"])
+        trainer.step += 1
+    assert all(loss == loss and abs(loss) != float("inf") for loss in losses), losses
+    assert steps == 1 or min(losses[1:]) < losses[0], losses
+    changed = [name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])]
+    assert len(changed) > 0.8 * len(before), sorted(set(before) - set(changed))
+
+
+@pytest.mark.parametrize("option", OPTIONS["model"])
+def test_models(tmp_path: Path, option: str) -> None:
+    learns(
+        trainer_of(tmp_path, f"model={option}", *LIGHTER.get(option, []), "optimizer.lr=1e-3", "scheduler=constant"), 4
+    )
+
+
+@pytest.mark.parametrize("option", OPTIONS["loss"])
+def test_losses(tmp_path: Path, option: str) -> None:
+    learns(trainer_of(tmp_path, f"loss={option}", *TINY, "scheduler=constant", "optimizer.lr=1e-2"))
+
+
+@pytest.mark.parametrize("option", OPTIONS["optimizer"])
+def test_optimizers(tmp_path: Path, option: str) -> None:
+    trainer = trainer_of(tmp_path, f"optimizer={option}", *TINY, "scheduler=constant")
+    assert type(trainer.optimizer).__name__.lower() == option
+    learns(trainer, 4)
+
+
+@pytest.mark.parametrize("option", OPTIONS["scheduler"])
+def test_schedulers(tmp_path: Path, option: str) -> None:
+    trainer = trainer_of(
+        tmp_path, f"scheduler={option}", *TINY, "optimizer.lr=0.01", "trainer.epochs=20", "trainer.max_steps=40"
+    )
+    rates = []
+    for _ in range(trainer.total_steps):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    assert max(rates) == pytest.approx(0.01, rel=0.01)
+    assert all(0 <= rate <= 0.01 + 1e-12 for rate in rates)
+    assert (len(set(rates)) == 1) == (option == "constant")
+
+
+@pytest.mark.parametrize("option", OPTIONS["augment"])
+def test_augmentations(tmp_path: Path, option: str) -> None:
+    trainer = trainer_of(tmp_path, *TINY, f"augment={option}", "augment.crop_size=[24,40]")
+    batch = next(iter(trainer.train_loader.steps(0)))[0]
+    assert batch.image.shape == (2, 24, 40, 3)
+    assert batch.target.shape == (2, 24, 40)
+    assert set(batch.target.unique().tolist()) <= {0, 1, 2, 3, 4, 255}
+    learns(trainer)
+
+
+@pytest.mark.parametrize("option", OPTIONS["inference"])
+def test_inference_protocols(tmp_path: Path, option: str) -> None:
+    extra = ["inference.window_size=16", "inference.window_stride=8"] if option == "slide" else []
+    scores = trainer_of(tmp_path, *TINY, f"inference={option}", *extra).validate()
+    assert sum(map(sum, scores["confusion"])) > 0
+    assert 0 <= scores["miou"] <= 1
+
+
+@pytest.mark.parametrize("option", OPTIONS["debug"])
+def test_debug_bundles(tmp_path: Path, option: str) -> None:
+    trainer = build(compose([f"debug={option}", *TINY, "data.num_workers=0"]), folder=tmp_path, tracker=Tracker())
+    assert trainer.train_loader.length == (8 if option == "fast" else 4)
+    if option == "fast":
+        assert trainer.total_steps == 3
+    else:
+        assert trainer.val_loader.dataset.split == "train"
+        assert len(trainer.val_loader.dataset) == 4
+
+
+@pytest.mark.parametrize("option", OPTIONS["experiment"])
+def test_experiments(tmp_path: Path, option: str) -> None:
+    """On `shapes`, from random weights: the recipe's model, loss, optimizer, schedule and augmentation fit together."""
+    cfg = compose([f"experiment={option}"])
+    Settings(cfg).refuse_clashes()
+    if cfg.model.weights != "none":
+        assert cfg.model.weights == "imagenet"
+    swapped = [f"experiment={option}", "data=shapes", "model.weights=none"]
+    swapped += ["model.base_channels=4"] if "base_channels" in cfg.model else []
+    learns(trainer_of(tmp_path, *swapped, "scheduler=constant"), 1)
+
+
+CLASSES = {"shapes": 5, "voc": 21, "voc_aug": 21, "cityscapes": 19, "pet": 3, "portrait": 2, "camvid": 11, "folder": 2}
+
+
+def test_every_dataset_is_named_here() -> None:
+    assert set(CLASSES) == set(OPTIONS["data"])
+
+
+@pytest.mark.parametrize("data", OPTIONS["data"])
+@pytest.mark.parametrize("model", OPTIONS["model"])
+def test_every_model_builds_for_every_dataset_with_no_data_on_disk(data: str, model: str) -> None:
+    overrides = [f"data={data}", f"model={model}"]
+    if data == "folder":
+        overrides.append("data.classes=[sound,crack]")
+    if data != "shapes":
+        overrides.append("data.root=/nowhere")
+    with torch.device("meta"):  # no memory and no time for weights
+        network = build_model(compose(overrides)).eval()
+        outputs: Any = network(torch.zeros(1, 3, 64, 96))
+    assert outputs["out"].shape == (1, CLASSES[data], 64, 96)
+
+
+def test_other_targets_of_pet_are_other_class_counts() -> None:
+    for target, count in (("trimap", 3), ("foreground", 2), ("breed", 38)):
+        cfg = compose(["data=pet", f"data.target={target}"])
+        Settings(cfg).refuse_clashes()
+        with torch.device("meta"):
+            assert build_model(cfg).eval()(torch.zeros(1, 3, 32, 32))["out"].shape[1] == count
+
+
+@pytest.mark.parametrize("option", OPTIONS["model"])
+def test_no_model_fetches_weights_by_default(option: str) -> None:
+    node = compose([f"model={option}"]).model
+    assert node.weights == "none"
+    assert node.get("weights_backbone") is None
