@@ -23,14 +23,14 @@ ROWS = {
         "experiment=deeplabv3plus_camvid",
         "data.root={data}",
         "model.weights={weights}",
-        "trainer.epochs=5",
+        "trainer.epochs=4",
     ],
     "deeplabv3plus_voc": [
         "experiment=deeplabv3plus_voc",
         "data.root={data}",
         "model.weights={weights}",
         "data.crop_size=256",
-        "trainer.epochs=6",
+        "trainer.epochs=5",
     ],
 }
 

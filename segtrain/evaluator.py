@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from segtrain import distributed
+from segtrain.data.loader import dead_workers_reported
 from segtrain.types import Batch
 
 
@@ -53,7 +54,7 @@ def evaluate(
     meter = task.meter()
     started, images = time.monotonic(), 0
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), dead_workers_reported():
             for batch in loader:
                 with precision():
                     meter.update(model, batch.to(device))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segtrain import checkpoint, distributed
-from segtrain.data.loader import EvalLoader, TrainLoader
+from segtrain.data.loader import EvalLoader, TrainLoader, dead_workers_reported
 from segtrain.ema import Ema, NoEma
 from segtrain.errors import Interrupted, ResourceError
 from segtrain.evaluator import evaluate
@@ -141,10 +141,10 @@ class Trainer:
         Raises:
             Interrupted: by SIGINT or SIGTERM, after the state was saved.
             NonFiniteError: the loss or a gradient became NaN or infinite; nothing of it is saved.
-            ResourceError: memory or disk ran out.
+            ResourceError: memory or disk ran out, or a data worker died.
         """
         try:
-            with self.stop:
+            with self.stop, dead_workers_reported():
                 while not self.done():
                     self.train_epoch()
                     self.finish_epoch()

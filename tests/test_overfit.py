@@ -8,6 +8,7 @@ import pytest
 
 from segtrain.experiment import build, compose
 
+SLOW = pytest.mark.slow
 SMALL = [
     "debug=overfit",
     "data.crop_size=${data.size}",
@@ -22,7 +23,9 @@ SMALL = [
     "options",
     [
         ["model.base_channels=16", "model.depth=3", "data.size=48", "optimizer.lr=0.005", "trainer.epochs=45"],
-        pytest.param(["model=deeplabv3plus", "model.backbone=resnet18", "data.size=64"], marks=pytest.mark.slow),
+        pytest.param(
+            ["model=deeplabv3plus", "model.backbone=resnet18", "data.size=64", "trainer.epochs=90"], marks=SLOW
+        ),
     ],
 )
 def test_four_images_are_learned_by_heart(tmp_path: Path, options: list[str]) -> None:

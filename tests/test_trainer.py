@@ -341,6 +341,17 @@ def test_memory_that_runs_out_is_reported_with_what_to_change(tmp_path: Path) ->
     assert "data.batch_size" in (caught.value.fix or "")
 
 
+def test_a_worker_that_dies_during_a_step_is_a_lack_of_resources(tmp_path: Path) -> None:
+    runner = trainer(tmp_path)
+
+    def interrupted(*arguments: Any) -> Any:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    runner.task.losses = interrupted
+    with pytest.raises(ResourceError, match="worker died"):
+        runner.fit()
+
+
 def test_the_summary_has_the_best_scores_and_the_last(tmp_path: Path) -> None:
     runner = trainer(tmp_path, "trainer.epochs=3", "trainer.max_steps=null", "data.limit=2")
     scored(runner, [0.1, 0.7, 0.2])

@@ -12,6 +12,7 @@ import os
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -202,11 +203,24 @@ def _collate_by_size(samples: Sequence[Any]) -> list[Batch] | SegtrainError:
 
 
 def _raising(loader: DataLoader[Any]) -> Iterator[Any]:
-    try:
+    with dead_workers_reported():
         for item in loader:
             if isinstance(item, SegtrainError):
                 raise item
             yield item
+
+
+@contextmanager
+def dead_workers_reported() -> Iterator[None]:
+    """Turns torch's error about a dead worker into ours.
+
+    Torch raises it from a signal handler: wherever the main process happens to be, often far from its loader.
+
+    Raises:
+        ResourceError: a worker died, most likely for want of memory.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):  # "Caught RuntimeError in DataLoader worker" is a bug
             raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from segtrain.data.loader import EvalLoader, TrainLoader
+from segtrain.data.loader import EvalLoader, TrainLoader, dead_workers_reported
 from segtrain.data.shapes import Shapes
 from segtrain.errors import DataError, ResourceError
 from segtrain.types import Record
@@ -47,16 +46,14 @@ class Numbered(Dataset[Any]):
 class Failing(Numbered):
     """Sample 5 raises what it is told to."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__(8)
         self.error = error
 
     def __getitem__(self, key: Any) -> Any:
         index = key[1] if isinstance(key, tuple) else key
-        if index == 5 and self.error is not None:
-            raise self.error
         if index == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise self.error
         return super().__getitem__(key)
 
 
@@ -152,13 +149,55 @@ def test_a_bug_in_a_worker_is_no_lack_of_memory() -> None:
     assert "__getitem__" in str(caught.value)  # the worker's own traceback
 
 
-def test_a_killed_worker_is_a_lack_of_resources() -> None:
-    loader = TrainLoader(Failing(None), batch_size=2, num_workers=1)
-    with pytest.raises(ResourceError) as caught:
-        indices(loader, 0)
-    assert caught.value.code == 6
-    assert "worker died" in caught.value.found
-    assert "num_workers=0" in (caught.value.fix or "")
+OWN_PARTS = """
+import os, signal
+from segtrain.data.shapes import Shapes
+from segtrain.errors import DataError
+
+
+class FailingShapes(Shapes):
+    def __getitem__(self, key):
+        if key == (0, 3) and os.environ["FAULT"] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key == (0, 3):
+            raise DataError("bad mask", where="m/3.png", expected="classes", fix="mend it")
+        return super().__getitem__(key)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize(
+    ("fault", "code", "texts"),
+    [
+        ("killed", 6, ["error[resources] a data worker died", "data.num_workers=0"]),
+        ("error", 3, ["error[data] bad mask", "m/3.png", "classes", "mend it"]),
+    ],
+)
+def test_faults_in_a_worker_end_the_program_with_their_block(
+    tmp_path: Path, fault: str, code: int, texts: list[str]
+) -> None:
+    (tmp_path / "ownfaults.py").write_text(OWN_PARTS)
+    own = ["debug=fast", "data._target_=ownfaults.FailingShapes", "allow_targets=[ownfaults]", "data.size=32"]
+    small = ["data.num_workers=2", "trainer.max_steps=null", "trainer.tensorboard=false", "trainer.samples=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "segtrain", *own, *small, "trainer.device=cpu", "hydra.run.dir=run"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "FAULT": fault},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert all(text in done.stderr for text in texts), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_workers_death_is_told_wherever_torch_raises_it() -> None:
+    """Its signal handler interrupts the main process in the middle of anything."""
+    with pytest.raises(ResourceError, match="killed by signal"), dead_workers_reported():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="in DataLoader worker"), dead_workers_reported():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
 
 
 SURVIVE = """

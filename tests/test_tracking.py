@@ -1,0 +1,172 @@
+"""What a run writes is plain and whole, and monitoring that fails stops nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from segtrain.tracking import RunTracker, class_table, clock, percent, plain, write_json
+
+ROOT = Path(__file__).parents[1]
+SCORES = {
+    "miou": 0.5,
+    "mean_accuracy": 0.6,
+    "pixel_accuracy": 0.7,
+    "loss": 1.0,
+    "iou": {"sky": 0.5, "road": math.nan},
+    "accuracy": {"sky": 0.6, "road": math.nan},
+    "pixels": {"sky": 1.0, "road": 0.0},
+    "classes_counted": 1,
+    "confusion": [[5, 1], [0, 0]],
+}
+
+
+def record(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "step": 10 * epoch, "train": {"loss": 2.0}, "val": SCORES, "lr": 0.1}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def use(tracker: RunTracker) -> None:
+    """Everything a training does with a tracker."""
+    tracker.text("config", "x")
+    for step in range(1, 4):
+        tracker.scalars(step, {"train/loss": 1 / step})
+    tracker.epoch(record(1))
+    tracker.flush()
+    tracker.epoch(record(2))
+    tracker.finish({**SCORES, "miou": 0.5}, {"lr": 0.1, "name": "n", "nothing": None}, "miou")
+
+
+def test_a_file_in_tensorboards_place_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tb").write_text("in the way")
+    use(RunTracker(tmp_path, tensorboard=True))
+    said = capsys.readouterr().out
+    assert said.count("warning: TensorBoard stopped") == 1
+    assert [line["epoch"] for line in lines(tmp_path)] == [1, 2]
+    assert json.loads((tmp_path / "metrics.json").read_text())["miou"] == 0.5
+    assert (tmp_path / "tb").read_text() == "in the way"
+
+
+def test_a_tensorboard_folder_deleted_in_the_middle_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = RunTracker(tmp_path, tensorboard=True)
+    tracker.epoch(record(1))
+    shutil.rmtree(tmp_path / "tb")
+    use(tracker)
+    assert capsys.readouterr().out.count("warning") <= 1
+    assert [line["epoch"] for line in lines(tmp_path)] == [1, 1, 2]
+    assert (tmp_path / "metrics.json").is_file()
+
+
+def test_a_writer_that_fails_is_given_up_after_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Full:
+        def __getattr__(self, name: str) -> Any:
+            def fail(*args: Any, **options: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+            return fail
+
+    tracker = RunTracker(tmp_path)
+    tracker.writer = Full()
+    use(tracker)
+    said = capsys.readouterr().out
+    assert said.count("TensorBoard stopped") == 1
+    assert "No space left on device" in said
+
+
+def test_curves_are_hidden_after_the_step_that_is_resumed_from(tmp_path: Path) -> None:
+    first = RunTracker(tmp_path, tensorboard=True)
+    for step in range(1, 8):
+        first.scalars(step, {"train/loss": float(step)})
+    first.flush()
+    second = RunTracker(tmp_path, tensorboard=True, purge_after=4)
+    for step in range(5, 8):
+        second.scalars(step, {"train/loss": 10.0 * step})
+    second.flush()
+    points = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("train/loss")
+    assert [(point.step, point.value) for point in points] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 4.0),
+        (5, 50.0),
+        (6, 60.0),
+        (7, 70.0),
+    ]
+
+
+def test_what_is_not_a_number_is_null_in_files_and_absent_from_curves(tmp_path: Path) -> None:
+    write_json(tmp_path / "m.json", {"a": math.nan, "b": [math.inf, 1.0], "c": {"d": -math.inf}, "e": (1, 2)})
+    assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [None, 1.0], "c": {"d": None}, "e": [1, 2]}
+    assert plain({1: math.nan}) == {"1": None}
+    tracker = RunTracker(tmp_path, tensorboard=True)
+    tracker.epoch(record(1))
+    assert lines(tmp_path)[0]["val"]["iou"] == {"sky": 0.5, "road": None}
+    tags = EventAccumulator(str(tmp_path / "tb")).Reload().Tags()["scalars"]
+    assert "val/iou/sky" in tags
+    assert "val/iou/road" not in tags
+
+
+def test_a_rewound_history_has_the_same_lines_as_one_written_epoch_by_epoch(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    for epoch in (1, 2, 3):
+        tracker.epoch(record(epoch))
+    written = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    history = [{**record(epoch), "val": {k: v for k, v in SCORES.items() if k != "confusion"}} for epoch in (1, 2)]
+    tracker.rewind(history)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == written[:2]
+
+
+def test_tables_and_clocks_are_as_people_read_them() -> None:
+    assert percent(0.1234) == "12.3"
+    assert percent(math.nan) == percent(None) == "-"
+    assert [clock(seconds) for seconds in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+    table = class_table(SCORES)
+    assert table[1].split() == ["sky", "50.0", "60.0", "100.0%"]
+    assert table[2].split() == ["road", "-", "-", "0.0%"]
+    assert "mIoU 50.0 over 1 of 2 classes" in table[3]
+
+
+@pytest.fixture(scope="module")
+def piped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
+    """A whole run with a pipe for its output and a file where TensorBoard wants its folder."""
+    folder = tmp_path_factory.mktemp("piped")
+    (folder / "run").mkdir()
+    (folder / "run" / "tb").write_text("")
+    small = ["debug=fast", "model.base_channels=4", "model.depth=2", "data.size=32", "data.crop_size=32"]
+    command = [sys.executable, "-m", "segtrain", *small, "trainer.device=cpu", "hydra.run.dir=run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return folder, subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=60)
+
+
+def test_a_piped_run_prints_plain_lines(piped: tuple[Path, subprocess.CompletedProcess[bytes]]) -> None:
+    folder, done = piped
+    assert done.returncode == 0, done.stderr
+    assert b"\r" not in done.stdout + done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+    log = (folder / "run" / "train.log").read_bytes()
+    # Below the table of classes, every line of the log stands on the console too.
+    assert b"mIoU" in done.stdout
+    assert b"best: run/checkpoints/best.pt" in log
+
+
+def test_a_run_without_a_place_for_tensorboard_ends_well(
+    piped: tuple[Path, subprocess.CompletedProcess[bytes]],
+) -> None:
+    folder, done = piped
+    assert done.stdout.count(b"warning: TensorBoard stopped") == 1
+    assert json.loads((folder / "run" / "metrics.json").read_text())["steps"] == 3
+    assert len(lines(folder / "run")) == 1
