@@ -174,7 +174,7 @@ def _feed(sha: Any, value: Any) -> None:
         for item in value:
             _feed(sha, item)
     else:
-        sha.update(json.dumps(value).encode())
+        sha.update(f"{json.dumps(value)}\n".encode())
 
 
 def _sync_folder(folder: Path) -> None:

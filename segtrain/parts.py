@@ -17,7 +17,6 @@ from segtrain.models.layers import needs_two_samples
 from segtrain.models.pretrained import load_weights
 from segtrain.optim import make_scheduler, parameter_groups
 from segtrain.settings import GroupOptions, Settings
-from segtrain.trainer import total_steps
 
 
 def make_model(settings: Settings, load: bool = True) -> tuple[nn.Module, str]:
@@ -73,7 +72,7 @@ def make_optimizer(
     shape: GroupOptions = settings.rider["optimizer"]
     groups = parameter_groups(model, lr=node["lr"], weight_decay=node.get("weight_decay", 0.0), **vars(shape))
     optimizer = settings.make("optimizer", params=groups)
-    steps = total_steps(settings.options, steps_per_epoch)
+    steps = settings.options.total_steps(steps_per_epoch)
     return optimizer, make_scheduler(optimizer, settings.make("scheduler"), steps)
 
 

@@ -17,7 +17,7 @@ from segtrain import signatures
 from segtrain.composition import register_resolvers
 from segtrain.data.loader import LoaderOptions
 from segtrain.errors import ConfigError, closest, listed
-from segtrain.trainer import TrainerOptions
+from segtrain.trainer_options import TrainerOptions
 from segtrain.types import NonNegativeFloat, PositiveFloat, Size
 
 Plain = dict[str, Any]

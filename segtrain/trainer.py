@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,34 +25,8 @@ from segtrain.progress import Progress
 from segtrain.rng import restore_rng, rng_state
 from segtrain.stopping import StopSignal
 from segtrain.tracking import Stopwatch, Tracker
-from segtrain.types import Batch, Fraction, NonNegativeInt, PositiveFloat, PositiveInt
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerOptions:
-    """The keys of `trainer/*.yaml`; see `configs/trainer/default.yaml` for what each does."""
-
-    epochs: PositiveInt = 20
-    max_steps: PositiveInt | None = None
-    device: str = "auto"
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    accumulate: PositiveInt = 1
-    grad_clip: PositiveFloat | None = None
-    ema: Fraction | None = None
-    compile: bool = False
-    channels_last: Literal["auto"] | bool = "auto"
-    sync_bn: bool = True
-    deterministic: bool = False
-    seed: NonNegativeInt = 42
-    monitor: str = "miou"
-    early_stop: PositiveInt | None = None
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    save_every: NonNegativeInt = 0
-    log_every: PositiveInt = 10
-    samples: NonNegativeInt = 4
-    tensorboard: bool = True
-    resume: str | None = None
-    resume_allow: list[str] | None = None
+from segtrain.trainer_options import TrainerOptions
+from segtrain.types import Batch
 
 
 def due(step: int, every: int) -> bool:
@@ -117,7 +90,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.network = self._wrapped()
         self.stop = StopSignal()
-        self.total_steps = total_steps(options, train_loader.steps_per_epoch)
+        self.total_steps = options.total_steps(train_loader.steps_per_epoch)
         self.step = 0  # optimizer steps made
         self.epoch = 0  # epochs completed, validation included
         self.samples_seen = 0
@@ -376,8 +349,3 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = DistributedDataParallel(network, device_ids=ids)
         return torch.compile(network) if self.options.compile else network  # type: ignore[return-value]
-
-
-def total_steps(options: TrainerOptions, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
-    return min(options.epochs * steps_per_epoch, options.max_steps or options.epochs * steps_per_epoch)

@@ -352,6 +352,18 @@ def test_a_worker_that_dies_during_a_step_is_a_lack_of_resources(tmp_path: Path)
         runner.fit()
 
 
+def test_curves_are_on_the_disk_before_the_checkpoint_they_belong_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed after a save does not draw the points before it again."""
+    runner, calls = trainer(tmp_path, "trainer.save_every=1", "trainer.max_steps=2"), []
+    save = checkpoint.save
+    monkeypatch.setattr(runner.tracker, "flush", lambda: calls.append("flush"))
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: (calls.append(path.name), save(path, state))[1])
+    runner.fit()
+    assert calls == ["flush", "last.pt", "flush", "last.pt", "flush", "best.pt", "flush", "last.pt"]
+
+
 def test_the_summary_has_the_best_scores_and_the_last(tmp_path: Path) -> None:
     runner = trainer(tmp_path, "trainer.epochs=3", "trainer.max_steps=null", "data.limit=2")
     scored(runner, [0.1, 0.7, 0.2])
