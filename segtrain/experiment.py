@@ -28,7 +28,6 @@ from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
 from segtrain.device import amp_dtype, be_deterministic, memory_format, pick_device
 from segtrain.errors import CheckpointError
 from segtrain.introduction import environment_line, model_name, say_data, say_plan
-from segtrain.models.layers import freeze_batchnorm
 from segtrain.parts import make_class_weights, make_dataset, make_model, make_optimizer, make_task, refuse_batch_of_one
 from segtrain.rng import seed_everything
 from segtrain.segmenter import Segmenter
@@ -77,50 +76,25 @@ def build(
     """
     settings = Settings(cfg)
     settings.refuse_clashes()
-    loader: LoaderOptions = settings.rider["data"]
     options = settings.options
     device = join(settings)
     precision = amp_dtype(options.amp, device)
     folder = folder or Path(distributed.from_main(f"outputs/train/{settings.name}/{run_id()}"))
-    if tracker is None:
-        after = None if resume is None else int(resume["step"])
-        tracker = (
-            RunTracker(folder, tensorboard=options.tensorboard, purge_after=after)
-            if distributed.is_main()
-            else Tracker()
-        )
+    tracker = tracker or _tracker(folder, options.tensorboard, resume)
     be_deterministic(options.deterministic)
     seed_everything(options.seed)
     tracker.say(environment_line(device, precision, options.seed))
-    model, report = make_model(settings, load=resume is None)
-    if distributed.world_size() > 1 and device.type == "cuda" and options.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    refuse_batch_of_one(settings, model)
-    if settings.rider["model"].freeze_bn:
-        freeze_batchnorm(model)  # before the optimizer and DDP see the parameters
-    parameters = sum(p.numel() for p in model.parameters())
-    tracker.say(f"model    {model_name(settings)}   {parameters / 1e6:.2f} M parameters   {report}")
-    train, val = make_dataset(settings, "train"), make_dataset(settings, loader.val_split, augmented=False)
-    counted = say_data(tracker, settings, train, val)
-    weights = make_class_weights(settings, counted)
+    model = _network(settings, device, tracker, load=resume is None)
+    train = make_dataset(settings, "train")
+    val = make_dataset(settings, settings.rider["data"].val_split, augmented=False)
+    weights = make_class_weights(settings, say_data(tracker, settings, train, val))
     task = make_task(settings, weights, train.classes, train.palette)
-    layout = memory_format(options.channels_last, device)
-    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    pin = device.type == "cuda"
-    train_loader = TrainLoader(
-        train,
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        accumulate=options.accumulate,
-        seed=options.seed,
-        pin_memory=pin,
-    )
-    val_loader = EvalLoader(val, batch_size=loader.batch_size, num_workers=loader.num_workers, pin_memory=pin)
+    train_loader, val_loader = _loaders(settings, train, val, device)
     optimizer, scheduler = make_optimizer(settings, model, train_loader.steps_per_epoch)
     seed_everything(options.seed + distributed.rank())  # ranks share the weights, not the dropout
     trainer = Trainer(
         model=model,
-        task=task.to(device, layout),
+        task=task.to(device, memory_format(options.channels_last, device)),
         optimizer=optimizer,
         scheduler=scheduler,
         train_loader=train_loader,
@@ -139,6 +113,37 @@ def build(
         trainer.restore(dict(resume))
         tracker.say(f"resumed  step {trainer.step}, epoch {trainer.epoch + 1}")
     return trainer
+
+
+def _tracker(folder: Path, tensorboard: bool, resume: Mapping[str, Any] | None) -> Tracker:
+    if not distributed.is_main():
+        return Tracker()
+    after = None if resume is None else int(resume["step"])
+    return RunTracker(folder, tensorboard=tensorboard, purge_after=after)
+
+
+def _network(settings: Settings, device: torch.device, tracker: Tracker, *, load: bool) -> nn.Module:
+    model, report = make_model(settings, load)
+    if distributed.world_size() > 1 and device.type == "cuda" and settings.options.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    refuse_batch_of_one(settings, model)
+    parameters = sum(p.numel() for p in model.parameters())
+    tracker.say(f"model    {model_name(settings)}   {parameters / 1e6:.2f} M parameters   {report}")
+    layout = memory_format(settings.options.channels_last, device)
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _loaders(
+    settings: Settings, train: SegmentationDataset, val: SegmentationDataset, device: torch.device
+) -> tuple[TrainLoader, EvalLoader]:
+    loader: LoaderOptions = settings.rider["data"]
+    shared: Plain = {
+        "batch_size": loader.batch_size,
+        "num_workers": loader.num_workers,
+        "pin_memory": device.type == "cuda",
+    }
+    options = settings.options
+    return TrainLoader(train, accumulate=options.accumulate, seed=options.seed, **shared), EvalLoader(val, **shared)
 
 
 def from_checkpoint(

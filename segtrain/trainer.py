@@ -327,9 +327,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.samples_seen = state["samples_seen"]
-        per_epoch = self.train_loader.steps_per_epoch * self.train_loader.samples_per_step
-        # The first files had no epoch_start; in them every epoch was whole.
-        self.epoch_start = state.get("epoch_start", self.epoch * per_epoch)
+        self.epoch_start = state["epoch_start"]
         self.best, self.history = state["best"], list(state["scores"])
         for name, sums in self.sums.items():
             sums.restore(state["sums"][name])

@@ -218,18 +218,6 @@ def test_a_run_cut_short_goes_on_with_whole_epochs_when_more_steps_are_asked_for
     assert again.step == 4 * STEPS
 
 
-def test_a_checkpoint_from_before_epoch_starts_were_kept_resumes(tmp_path: Path, whole: Path) -> None:
-    runner = trainer(tmp_path)
-    stop_at(runner, STEPS + 1, False)
-    with pytest.raises(Interrupted):
-        runner.fit()
-    state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
-    del state["epoch_start"]
-    resumed = build(compose([*RUN, "trainer.tensorboard=false"]), folder=tmp_path, resume=state)
-    resumed.fit()
-    assert_same_run(tmp_path, whole)
-
-
 # Real signals, real processes ---------------------------------------------------------------------------------------
 
 
