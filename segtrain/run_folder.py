@@ -41,7 +41,6 @@ class RunFolder:
         """Writes `config.yaml`, `overrides.txt` and `env.json`, and sweeps away what a killed run left half-written."""
         assert self.path is not None
         remove_leftovers(self.path / "checkpoints")
-        (self.path / "error.txt").unlink(missing_ok=True)  # of the interruption that this run goes on from
         # Unresolved, so that a value taken from the environment stays a reference and is not written down.
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(cfg).encode())
         lines = "".join(f"{override}\n" for override in self.overrides)
@@ -53,6 +52,7 @@ class RunFolder:
             "python": sys.executable,
         }
         write_atomically(self.path / "env.json", (json.dumps(environment, indent=2) + "\n").encode())
+        (self.path / "error.txt").unlink(missing_ok=True)  # of the interruption that this run goes on from
 
     def keep_error(self, text: str) -> None:
         """Leaves the error beside what the run wrote, if it came that far; a sweep's console scrolls away."""

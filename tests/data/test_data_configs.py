@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,9 +18,10 @@ from pydantic import TypeAdapter
 
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.labels import LabelMap
+from segtrain.data.loader import LoaderOptions
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-LOADER = {"num_classes", "batch_size", "num_workers", "scan"}
+LOADER = {field.name for field in fields(LoaderOptions)}
 NAMES = ["voc", "voc_aug", "cityscapes", "pet", "portrait", "camvid", "folder"]
 
 
