@@ -30,6 +30,8 @@ ROWS = {
         "data.root={data}",
         "model.weights={weights}",
         "data.crop_size=256",
+        "optimizer=adamw",
+        "optimizer.lr=1e-3",
         "trainer.epochs=5",
     ],
 }
