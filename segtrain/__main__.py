@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import math
 import os
 import sys
 import traceback
@@ -28,15 +29,23 @@ EXAMPLES = (
     ("python -m segtrain --multirun model=unet,lraspp optimizer.lr=1e-3,3e-4", "every combination"),
 )
 
+FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+)
+HYDRA_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
 
 @dataclass
 class Outcome:
     """What became of one job; a sweep has several."""
 
-    overrides: str
+    overrides: list[str]
     code: int = 0
     score: float = float("nan")
     message: str = ""
+    monitor: str = ""
+    higher_is_better: bool = True
 
 
 @dataclass
@@ -70,6 +79,7 @@ def run(argv: list[str]) -> int:
         if "--version" in rest:
             say(f"segtrain {__version__}")
             return 0
+        refuse_folder_of_many_jobs(rest)
         return run_hydra(Session(command, traces), rest)
     except SegtrainError as error:
         return report(error, traces)
@@ -82,23 +92,53 @@ def run(argv: list[str]) -> int:
 
 
 def split_command(argv: list[str]) -> tuple[str, list[str]]:
-    """The first argument is the command where it has neither '=' nor a leading '-'; else it is `train`.
+    """The first argument that is no flag is the command where it has no '='; else it is `train`.
+
+    The rest comes back with its flags in front, wherever they stood: argparse wants the overrides in one piece.
 
     Raises:
         ConfigError: no such command.
     """
     from segtrain.composition import COMMANDS
 
-    if not argv or "=" in argv[0] or argv[0].startswith(("-", "+", "~")):
-        return "train", argv
-    if argv[0] not in COMMANDS:
-        near = closest(argv[0], COMMANDS)
+    flags, words = flags_apart(argv)
+    if not words or "=" in words[0] or words[0].startswith(("+", "~")):
+        return "train", [*flags, *words]
+    if words[0] not in COMMANDS:
+        near = closest(words[0], COMMANDS)
         raise ConfigError(
-            f"there is no command '{argv[0]}'",
+            f"there is no command '{words[0]}'",
             expected=listed(COMMANDS),
-            fix=f"did you mean {near}?" if near else f"values are set with key=value, as in {argv[0]}=…",
+            fix=f"did you mean {near}?" if near else f"values are set with key=value, as in {words[0]}=…",
         )
-    return argv[0], argv[1:]
+    return words[0], [*flags, *words[1:]]
+
+
+def flags_apart(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and all the rest, each in its order."""
+    flags: list[str] = []
+    words: list[str] = []
+    before = ""
+    for argument in argv:
+        value = before in FLAGS_WITH_VALUE or (before in ("--info", "-i") and argument in HYDRA_INFO)
+        (flags if value or argument.startswith("-") else words).append(argument)
+        before = "" if value else argument
+    return flags, words
+
+
+def refuse_folder_of_many_jobs(argv: list[str]) -> None:
+    """A sweep's folder has another key, and Hydra would pass over this one without a word.
+
+    Raises:
+        ConfigError: hydra.run.dir with --multirun.
+    """
+    given = [argument for argument in argv if argument.lstrip("+").startswith("hydra.run.dir=")]
+    if given and {"--multirun", "-m"} & set(argv):
+        raise ConfigError(
+            f"{given[0]} with --multirun",
+            expected="hydra.sweep.dir=DIR, where each job of a sweep gets a folder of its own",
+            fix=f"hydra.sweep.dir={given[0].partition('=')[2]}",
+        )
 
 
 def run_hydra(session: Session, argv: list[str]) -> int:
@@ -152,20 +192,20 @@ def run_job(session: Session, cfg: Any) -> float:
     # Unresolved: an override such as data.root=${oc.env:DATA} is written down as it was given, not as its value.
     typed: Any = OmegaConf.to_container(settings.overrides, resolve=False)
     overrides = [shown(override) for override in typed["task"]]
-    outcome = Outcome(" ".join(overrides))
+    outcome = Outcome(overrides)
     if any(earlier.code > 128 for earlier in session.outcomes):
         outcome.code, outcome.message = session.outcomes[-1].code, "not started: the sweep was interrupted"
         session.outcomes.append(outcome)
         return outcome.score
     session.outcomes.append(outcome)
-    sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
-    given = any(override.lstrip("+").startswith("hydra.run.dir=") for override in typed["hydra"])
-    fixed = settings.runtime.output_dir if sweep or given else None
-    folder = RunFolder(session.command, Path(fixed) if fixed else None, overrides)
+    own = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+    flags = [f"--config-dir={path}" for path in own]
+    folder = RunFolder(session.command, given_folder(settings, typed["hydra"]), overrides, flags)
     try:
         cfg = named(cfg, dict(settings.runtime.choices))
         module = importlib.import_module(f"segtrain.commands.{session.command}")
         outcome.score = float(module.run(cfg, folder))
+        outcome.monitor, outcome.higher_is_better = module.goal(cfg)
     except SegtrainError as error:
         outcome.message = error.found
         outcome.code = report(error, session.traces)
@@ -184,6 +224,13 @@ def run_job(session: Session, cfg: Any) -> float:
             outcome.message, outcome.code = shortage.found, report(shortage, session.traces)
             folder.keep_error(str(shortage))
     return outcome.score
+
+
+def given_folder(settings: Any, overrides: list[str]) -> Path | None:
+    """The folder that the user or a sweep chose for the job; None: the job chooses one itself."""
+    sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
+    given = any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
+    return Path(settings.runtime.output_dir) if sweep or given else None
 
 
 def ran_out(error: Exception) -> ResourceError | None:
@@ -222,23 +269,32 @@ def report(error: SegtrainError, traces: bool) -> int:
 
 
 def sweep_table(outcomes: list[Outcome]) -> str:
-    """All jobs of a sweep, the best first, failures with their cause last."""
-    order = sorted(range(len(outcomes)), key=lambda i: (outcomes[i].code != 0, -_rank(outcomes[i].score), i))
-    width = max(len(outcome.overrides) for outcome in outcomes)
+    """All jobs of a sweep by what differs between them, the best first, failures with their cause last."""
+    # Scores of several monitors, as in trainer.monitor=miou,loss, have no order.
+    comparable = len({outcome.monitor for outcome in outcomes if outcome.code == 0}) == 1
+
+    def rank(number: int) -> tuple[bool, bool, float, int]:
+        outcome = outcomes[number]
+        known = comparable and math.isfinite(outcome.score)
+        worth = (outcome.score if outcome.higher_is_better else -outcome.score) if known else 0.0
+        return outcome.code != 0, not known, -worth, number
+
+    order = sorted(range(len(outcomes)), key=rank)
+    differing = [
+        " ".join(o for o in outcome.overrides if not all(o in other.overrides for other in outcomes))
+        for outcome in outcomes
+    ]
+    width = max(len("overrides"), *(len(text) for text in differing))
     lines = ["", f"job  {'overrides':<{width}}  score   status"]
     for position, number in enumerate(order):
         outcome = outcomes[number]
-        good = outcome.code == 0
-        score = f"{outcome.score:.4f}" if outcome.score == outcome.score else "-"
-        status = ("ok" + ("  * best" if position == 0 else "")) if good else f"failed: {outcome.message}"
-        lines.append(f"{number:>3}  {outcome.overrides:<{width}}  {score:>6}  {status}")
+        best = position == 0 and comparable and math.isfinite(outcome.score)
+        score = f"{outcome.score:.4f}" if math.isfinite(outcome.score) else "-"
+        status = ("ok" + ("  * best" if best else "")) if outcome.code == 0 else f"failed: {outcome.message}"
+        lines.append(f"{number:>3}  {differing[number]:<{width}}  {score:>6}  {status}")
     failed = sum(outcome.code != 0 for outcome in outcomes)
     lines.append(f"{len(outcomes) - failed} ok, {failed} failed")
     return "\n".join(lines)
-
-
-def _rank(score: float) -> float:
-    return score if score == score else float("-inf")
 
 
 def help_text(argv: list[str]) -> str:

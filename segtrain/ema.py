@@ -43,11 +43,10 @@ class Ema:
         """What a checkpoint keeps."""
         return {"updates": self.updates, "model": self.average.state_dict()}
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Continues from `state()`; None: the checkpoint had no average, so this one starts at the loaded weights."""
-        if state is not None:
-            self.updates = state["updates"]
-            self.average.load_state_dict(state["model"])
+    def restore(self, state: dict[str, Any] | None, model: nn.Module) -> None:
+        """Continues from `state()`; None: the checkpoint had no average, so this one starts at `model`'s weights."""
+        self.updates = 0 if state is None else state["updates"]
+        self.average.load_state_dict(model.state_dict() if state is None else state["model"])
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -69,5 +68,5 @@ class NoEma:
         """Nothing to save."""
         return None
 
-    def restore(self, state: dict[str, Any] | None) -> None:
+    def restore(self, state: dict[str, Any] | None, model: nn.Module) -> None:
         """Nothing to restore."""

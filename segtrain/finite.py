@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtrain import distributed
 from segtrain.errors import NonFiniteError, listed
@@ -46,11 +46,17 @@ class FiniteGuard:
         self.limit = 0 if on_nonfinite == "stop" else MAX_SKIPPED
         self.say = say
         self.lr = lr
+        self.buffers: dict[str, Tensor] = {}
         self.recent: deque[tuple[int, list[Batch], Tensor]] = deque(maxlen=keep)
         self.skipped = 0
 
-    def admits(self, step: int, batches: list[Batch], loss: Tensor, norm: Tensor | None) -> bool:
-        """Whether the update of this step (counted from 1) may be made.
+    def remember(self, model: nn.Module) -> None:
+        """Before a step that may be skipped: BatchNorm takes in a bad batch during the forward pass already."""
+        if self.limit:
+            self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def admits(self, model: nn.Module, step: int, batches: list[Batch], loss: Tensor, norm: Tensor | None) -> bool:
+        """Whether the update of this step (counted from 1) may be made; if not, the model's buffers are as before.
 
         `norm` is None under an fp16 scaler: an infinite gradient is usual there, and the scaler skips that step itself.
 
@@ -67,6 +73,8 @@ class FiniteGuard:
         self.skipped += 1
         if self.skipped > self.limit:
             raise self.error(step, batches)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(self.buffers[name])
         self.say(f"warning: step {step} skipped, its loss or gradient is not finite")
         return False
 
@@ -78,6 +86,17 @@ class FiniteGuard:
         if distributed.any_(len(bad) > 0, self.device):
             step, batches, _ = self.recent[int(bad[0])] if len(bad) else self.recent[-1]
             raise self.error(step, batches)
+
+    def check_weights(self, model: nn.Module) -> None:
+        """Raises `NonFiniteError` if a weight or statistic that is about to be saved is not finite."""
+        bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+        if distributed.any_(bool(bad), self.device):
+            raise NonFiniteError(
+                f"{len(bad)} of the model's weights or statistics hold NaN or infinity (lr {self.lr():.3g})",
+                where=listed(bad),
+                expected="finite numbers; nothing was saved",
+                fix="lower optimizer.lr, set trainer.grad_clip=1.0, or use trainer.amp=bf16 or off",
+            )
 
     def error(self, step: int, batches: list[Batch]) -> NonFiniteError:
         """The error that names the samples of a step, on whatever rank they were."""

@@ -6,15 +6,19 @@ prediction and confidence are computed one way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 
-from segtrain.errors import ConfigError
+from segtrain.errors import ConfigError, listed
 from segtrain.models.layers import resize_logits
 from segtrain.types import PositiveFloat, Size, height_width
+
+Scales = Annotated[list[PositiveFloat], Len(1)]
 
 
 class WholeImage:
@@ -22,13 +26,11 @@ class WholeImage:
 
     Args:
         size: resize the image to this size first (bilinear, aspect ratio not kept), logits back to the image's size.
-        scales: image scales whose probabilities are averaged.
+        scales: image scales whose probabilities are averaged; None: the image's own alone.
         flip: average with the mirrored image too.
     """
 
-    def __init__(
-        self, *, size: Size | None = None, scales: list[PositiveFloat] | None = None, flip: bool = False
-    ) -> None:
+    def __init__(self, *, size: Size | None = None, scales: Scales | None = None, flip: bool = False) -> None:
         self.size = size
         self.scales = scales or [1.0]
         self.flip = flip
@@ -44,6 +46,7 @@ class SlidingWindow:
     Args:
         window_size: side or [height, width] of a window; smaller images are padded with zeros (the mean color).
         window_stride: step between windows, at most the window's size; the last window is moved back to fit.
+            None: two thirds of the window, rounded up.
         size, scales, flip: as for `WholeImage`.
     """
 
@@ -51,18 +54,19 @@ class SlidingWindow:
         self,
         *,
         window_size: Size,
-        window_stride: Size,
+        window_stride: Size | None = None,
         size: Size | None = None,
-        scales: list[PositiveFloat] | None = None,
+        scales: Scales | None = None,
         flip: bool = False,
     ) -> None:
         self.window = height_width(window_size)
-        self.stride = height_width(window_stride)
+        two_thirds = (-(-2 * self.window[0] // 3), -(-2 * self.window[1] // 3))
+        self.stride = two_thirds if window_stride is None else height_width(window_stride)
         if any(step > side for step, side in zip(self.stride, self.window, strict=True)):
             raise ConfigError(
                 f"inference.window_stride={list(self.stride)} is larger than window_size={list(self.window)}",
                 expected="windows that touch or overlap, so that every pixel is seen",
-                fix="use two thirds of window_size",
+                fix=f"set inference.window_stride={list(two_thirds)}, two thirds of window_size; null means the same",
             )
         self.size = size
         self.scales = scales or [1.0]
@@ -109,8 +113,33 @@ def _averaged(
 
 
 def _logits(model: nn.Module, image: Tensor) -> Tensor:
-    logits: Tensor = model(image)["out"]
-    return logits.float()
+    return outputs_of(model, image)["out"].float()
+
+
+def outputs_of(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """What the network says of `image` (B, C, H, W): `out` and maybe `aux`, logits (B, num_classes, H, W).
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    outputs = model(image)
+    if not isinstance(outputs, Mapping):
+        raise wrong_outputs(f"the model returns a {type(outputs).__name__}")
+    if not isinstance(outputs.get("out"), Tensor):
+        raise wrong_outputs(f"the model returns a dict of {listed(outputs) or 'nothing'}, without a tensor 'out'")
+    if outputs["out"].ndim != 4:
+        raise wrong_outputs(f"the model's 'out' is {tuple(outputs['out'].shape)}")
+    return dict(outputs)
+
+
+def wrong_outputs(found: str, channels: object = "num_classes") -> ConfigError:
+    """The error for a network that does not keep the contract of all networks."""
+    return ConfigError(
+        found,
+        where="model._target_",
+        expected=f'{{"out": logits (B, {channels}, H, W)}} and maybe "aux": one channel per class of data.classes',
+        fix="change what the model's forward returns, or name another model._target_",
+    )
 
 
 def _log(probs: Tensor) -> Tensor:

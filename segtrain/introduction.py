@@ -43,6 +43,9 @@ def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, v
     )
     shares = [f"{name} {share:.1%}" for name, share in zip(train.classes, counted.shares(), strict=True)]
     tracker.say(f"           pixels {listed(shares, 12)}, ignored {counted.ignored_share():.1%}")
+    unseen = [name for name, pixels in zip(train.classes, counted.pixels, strict=True) if pixels == 0]
+    if unseen and counted.images == counted.of:  # a sample of the masks may have missed a rare class
+        tracker.say(f"           warning: no training pixel is {listed(unseen)}: the model cannot learn it")
     if settings.rider["model"].weights == "none" and "backbone" in settings.node["model"] and train.records[0].image:
         tracker.say("           note: training from random weights; model.weights=imagenet usually scores far higher")
     return counted

@@ -258,3 +258,25 @@ def make_scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, total_s
         ConfigError: the warm-up takes all steps.
     """
     return LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads momenta and the like, but keeps the settings of the config: a checkpoint's would come back silently.
+
+    Raises:
+        ValueError: the state is of other parameters.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, ours in zip(optimizer.param_groups, settings, strict=True):
+        group.update(ours)
+
+
+def load_scheduler(scheduler: LambdaLR, state: dict[str, Any], step: int) -> None:
+    """Puts the schedule at `step` and the learning rates at what this config's schedule says there."""
+    base_rates = list(scheduler.base_lrs)
+    scheduler.load_state_dict(state)
+    scheduler.base_lrs, scheduler.last_epoch = base_rates, step
+    for group, base, factor in zip(scheduler.optimizer.param_groups, base_rates, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(step)
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]

@@ -66,7 +66,7 @@ def make_task(settings: Settings, weights: torch.Tensor | None, classes: list[st
 
 def make_optimizer(
     settings: Settings, model: nn.Module, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The optimizer over the model's parameter groups, and its schedule over the whole run."""
     node = settings.node["optimizer"]
     shape: GroupOptions = settings.rider["optimizer"]

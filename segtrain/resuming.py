@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ Say = Callable[[str], None]
 SAFE = (
     "allow_targets",
     "name",
+    "model.weights",
     "data.root",
     "data.num_workers",
     "data.download",
@@ -38,6 +38,16 @@ SAFE = (
     "trainer.resume_allow",
 )
 """Keys that may differ between a checkpoint and the run that goes on from it."""
+
+
+LENGTH = ("trainer.epochs", "trainer.max_steps", "trainer.early_stop")
+"""Keys that say how long a run is."""
+
+FIXED = ("model", "task", "optimizer._target_", "data.classes")
+"""Keys whose change leaves a state that cannot be loaded or means something else: no resume may change them."""
+
+NOT_FIXED = ("model.freeze_bn",)
+"""The exceptions, which `trainer.resume_allow` may name."""
 
 
 def find_checkpoint(resume: str | None, folder: RunFolder, name: str, cfg: DictConfig, say: Say) -> Path | None:
@@ -90,40 +100,59 @@ def unfinished_runs(name: str, cfg: DictConfig) -> Iterator[Path]:
                 yield run
 
 
-def finished_scores(run: Path, cfg: DictConfig, state: Mapping[str, Any]) -> Plain | None:
-    """The scores of a run that has nothing left to do; None where more training was asked for or is left."""
+def finished_scores(run: Path, changed: list[str], state: Mapping[str, Any]) -> Plain | None:
+    """The scores of a run that has nothing left to do; None where more or another training was asked for or is left."""
     file = run / "metrics.json"
-    trainer, theirs = cfg.trainer, state["config"]["trainer"]
-    longer = any(trainer[key] != theirs[key] for key in ("epochs", "max_steps", "early_stop"))
-    return None if longer or not file.is_file() else dict(json.loads(file.read_text()))
+    if not file.is_file() or any(_covered(key, LENGTH) or not _covered(key, SAFE) for key in changed):
+        return None
+    scores = dict(json.loads(file.read_text()))
+    return scores if scores.get("steps") == state["step"] else None
 
 
-def refuse_changes(cfg: DictConfig, state: Mapping[str, Any], allow: list[str], say: Say) -> None:
+def refuse_changes(cfg: DictConfig, state: Mapping[str, Any], allow: list[str], say: Say) -> list[str]:
     """Says what differs from the checkpoint's config, and stops where that would make it another training.
+
+    Returns the keys that differ.
 
     Raises:
         ConfigError: a key changed that is neither safe nor in `trainer.resume_allow`.
     """
     mine, theirs = flat(OmegaConf.to_container(cfg, resolve=False)), flat(state["config"])
-    changed = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]
+    asked = ("trainer.resume", "trainer.resume_allow")
+    changed = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key) and key not in asked]
     for key in changed:
-        if key not in ("trainer.resume", "trainer.resume_allow"):
-            say(f"changed  {key}: {theirs.get(key)} -> {mine.get(key)}")
-    unsafe = [key for key in changed if not _covered(key, (*SAFE, *allow))]
+        say(f"changed  {key}: {theirs.get(key)} -> {mine.get(key)}")
+    if any(_covered(key, LENGTH) for key in changed):
+        say("note     the schedule is stretched to the new length: not the run that had this length from the start")
+    fixed = [key for key in changed if _covered(key, FIXED) and not _covered(key, (*SAFE, *NOT_FIXED))]
+    unsafe = [key for key in changed if key in fixed or not _covered(key, (*SAFE, *allow))]
     if unsafe:
+        fresh = "start a new run with model.weights=PATH"
         raise ConfigError(
             f"the checkpoint was made with another config: {listed(unsafe)}",
-            expected="the same training, or keys you allow to differ",
-            fix=f"trainer.resume_allow=[{','.join(unsafe)}], or start a new run with model.weights=PATH",
+            expected=f"the same {'network, classes and optimizer' if fixed else 'training'}",
+            fix=fresh if fixed else f"trainer.resume_allow=[{','.join(unsafe)}], or {fresh}",
         )
+    return changed
 
 
-def bring_best(source: Path, checkpoints: Path) -> None:
-    """Copies `best.pt` of the run gone on from, so that the new folder has the best so far."""
-    best = source.parent / "best.pt"
-    if best.is_file() and source.parent.resolve() != checkpoints.resolve():
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(best, checkpoints / "best.pt")
+def bring_best(source: Path, state: Plain, checkpoints: Path, say: Say) -> Plain:
+    """Sees to it that `best.pt` of the run gone on from is in `checkpoints`; returns the state to go on from.
+
+    Where the best epoch's file is not beside `source`, the best is forgotten: a score without its file is of no use.
+    """
+    best, wanted = source.parent / "best.pt", state["best"]
+    if wanted is None:
+        return state
+    if best.is_file():
+        theirs = checkpoint.load(best)
+        same_model = theirs["config"]["model"] == state["config"]["model"]
+        if same_model and theirs["best"]["step"] == wanted["step"]:
+            if source.parent.resolve() != checkpoints.resolve():
+                checkpoint.write_atomically(checkpoints / "best.pt", best.read_bytes())
+            return state
+    say(f"note     {best} is not the best epoch's checkpoint (step {wanted['step']}): the best is chosen anew")
+    return {**state, "best": None}
 
 
 def flat(tree: Any, prefix: str = "") -> Plain:

@@ -7,13 +7,18 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain.checkpoint import remove_leftovers, write_atomically
 from segtrain.composition import run_id
+from segtrain.errors import ConfigError
 
 
 class RunFolder:
@@ -23,13 +28,30 @@ class RunFolder:
         command: train, evaluate or predict.
         path: given by the user (`hydra.run.dir=DIR`) or by a sweep; None: chosen by `choose`.
         overrides: the command line's, for `overrides.txt` and for saying how to resume.
+        flags: the command line's that another command needs too, as --config-dir=DIR.
     """
 
-    def __init__(self, command: str, path: Path | None, overrides: list[str]) -> None:
+    def __init__(self, command: str, path: Path | None, overrides: list[str], flags: Iterable[str] = ()) -> None:
         self.command = command
         self.path = path
         self.given = path is not None
         self.overrides = overrides
+        self.flags = list(flags)
+
+    def refuse_other_run(self, sign: str, fix: str) -> None:
+        """Stops before this run's files would replace or mix with those of the run that left `sign` in the folder.
+
+        Raises:
+            ConfigError: the given folder holds `sign`.
+        """
+        if self.path is not None and (self.path / sign).exists():
+            taken, self.path = self.path, None  # so that `keep_error` leaves nothing there either
+            raise ConfigError(
+                "the run folder holds another run",
+                where=taken,
+                expected=f"a folder without {sign}, so that the two runs do not mix",
+                fix=fix,
+            )
 
     def choose(self, name: str) -> Path:
         """The folder: the given one, else `outputs/<command>/<name>/<date>_<time>-<4 hex>`."""
@@ -64,6 +86,26 @@ class RunFolder:
 
     def resume_line(self) -> str:
         """The command that continues this run."""
-        kept = [o for o in self.overrides if not o.startswith(("trainer.resume=", "hydra.run.dir="))]
-        words = [*kept, "trainer.resume=auto", f"hydra.run.dir={self.path}"]
-        return "python -m segtrain " + " ".join(shlex.quote(word) for word in words)
+        kept = [o for o in self.overrides if not o.lstrip("+").startswith(("trainer.resume=", "hydra.run.dir="))]
+        return self.command_line(*kept, "trainer.resume=auto", override("hydra.run.dir", str(self.path)))
+
+    def command_line(self, *words: str) -> str:
+        """A line to paste into a shell: the program, this run's flags, and the words (a command, overrides)."""
+        # The command stands first: a flag would take it for its value.
+        named = [word for word in words[:1] if "=" not in word and not word.startswith("~")]
+        line = ["python", "-m", "segtrain", *named, *self.flags, *words[len(named) :]]
+        return " ".join(shlex.quote(word) for word in line)
+
+
+def override(key: str, value: str) -> str:
+    """`key=value` such that Hydra reads the text `value` back, quoted where it would read something else."""
+    plain = f"{key}={value}"
+    return plain if _reads_as(plain, value) else f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _reads_as(plain: str, value: str) -> bool:
+    try:
+        read = OverridesParser.create().parse_override(plain)
+    except HydraException:
+        return False  # as it stands it is no override at all
+    return not read.is_sweep_override() and bool(read.value() == value)

@@ -35,12 +35,14 @@ class Segmenter:
         """Image (H, W, C) uint8 RGB, or float32 in [0, 255] -> class indices (H, W) uint8.
 
         Raises:
-            ValueError: an image of another shape or type, as one scaled to [0, 1] would be classified wrongly.
+            ValueError: an image of another shape or type, or one scaled to [0, 1]: it would be classified wrongly.
         """
         if image.ndim != 3 or image.shape[2] != self.channels or image.dtype not in (np.uint8, np.float32):
             raise ValueError(
                 f"image is {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, {self.channels})"
             )
+        if image.dtype == np.float32 and 0 < image.max(initial=0) <= 1:
+            raise ValueError(f"image is float32 with values up to {image.max()}, expected [0, 255]: multiply it by 255")
         with torch.inference_mode(), self.precision():
             # A copy, because torch warns of arrays that it must not write to, as Pillow's are.
             batch = torch.from_numpy(np.array(image, order="C"))[None].to(self.device)

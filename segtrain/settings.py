@@ -108,6 +108,9 @@ class Settings:
         shared = {key for key in own if name == "data" and signatures.takes(target, key)}
         self.node[name] = {key: value for key, value in node.items() if key not in own or key in shared}
         signatures.check(self.node[name], target, name, runtime=RUNTIME[name], allow=self.allow)
+        if name == "optimizer":
+            # Each parameter group has a rate of its own, so a target's default does not do, nor an unchecked tensor.
+            signatures.check_value(node.get("lr", "???"), PositiveFloat, "optimizer.lr")
         if name == "model":
             signatures.check(node["normalize"], Normalize, "model.normalize")
 
@@ -160,13 +163,31 @@ class Settings:
                 f"model.in_channels={model['in_channels']}, but images have {channels} channels",
                 fix=f"set data.channels={model['in_channels']} or leave model.in_channels alone",
             )
+        if channels != 3 and "in_channels" not in model and model["_target_"].startswith("torchvision."):
+            raise ConfigError(
+                f"data.channels={channels}, but {model['_target_']} takes color images only",
+                expected="data.channels=3, which reads grey files too, or a model with in_channels",
+                fix="set data.channels=3, or choose a model of segtrain, as model=fcn_torchvision",
+            )
+        self._check_normalize(channels)
+
+    def _check_normalize(self, channels: int) -> None:
         normalize = self.rider["model"].normalize
-        for key in ("mean", "std"):
-            if len(normalize[key]) not in (1, channels):
-                raise ConfigError(
-                    f"model.normalize.{key} has {len(normalize[key])} values, images have {channels} channels",
-                    fix=f"set model.normalize.{key} to one value, or one per channel",
-                )
+        wrong = [key for key in ("mean", "std") if len(normalize[key]) not in (1, channels)]
+        if wrong:
+            lengths = " and ".join(f"model.normalize.{key} has {len(normalize[key])} values" for key in wrong)
+            # Pasted, it must work: both keys at once, each with as many values as there are channels.
+            values = {key: [_average(normalize[key])] * channels for key in wrong}
+            raise ConfigError(
+                f"{lengths}, images have {channels} channels",
+                expected="one value, or one per channel",
+                fix=" ".join(f"'model.normalize.{key}={values[key]}'".replace(" ", "") for key in wrong),
+            )
+
+
+def _average(values: list[float]) -> float:
+    """Three digits of the mean, which suits grey images where a value per color is given."""
+    return float(f"{sum(values) / len(values):.3g}") if values else 0.5
 
 
 def _check_parts(tree: Any) -> None:

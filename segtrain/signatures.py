@@ -226,7 +226,7 @@ def instantiate(node: Any, where: str, *, allow: Iterable[str] = (), **runtime: 
     target = resolve(node["_target_"], where, allow)
     try:
         return target(**built, **runtime)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError):  # albumentations checks ranges with pydantic too
             wrong = [f"{'.'.join(str(part) for part in item['loc'])}: {_message(item)}" for item in cause.errors()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,8 +26,24 @@ from segtrain.checkpoint import write_atomically
 def say_early(text: str) -> None:
     """A console line from before there is a run folder; the first rank speaks."""
     if distributed.is_main():
-        sys.stdout.write(text + "\n")
+        _speak(text)
+
+
+def _speak(text: str, *, above_bars: bool = False) -> None:
+    """A line on standard output, whatever its encoding lacks; nothing once nobody reads it any more."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        if above_bars:
+            tqdm.write(text)
+        else:
+            sys.stdout.write(text + "\n")
         sys.stdout.flush()
+    except BrokenPipeError:
+        # As after `| head -1`: the work goes on, and whoever prints after this, Python's last flush too, to nowhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class Bar(Protocol):
@@ -119,15 +136,12 @@ class RunTracker(Tracker):
         return self.writer is not None
 
     def say(self, text: str = "") -> None:
-        if self.live:
-            tqdm.write(text)
-        else:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+        _speak(text, above_bars=self.live)
         self.note(text)
 
     def note(self, text: str) -> None:
-        with self.log.open("a", encoding="utf-8") as file:
+        # A file name that is no UTF-8 keeps its bytes as \udcXX, which UTF-8 cannot hold.
+        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def bar(self, total: int, name: str) -> Bar:

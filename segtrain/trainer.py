@@ -16,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from segtrain import checkpoint, distributed
 from segtrain.data.loader import EvalLoader, TrainLoader, dead_workers_reported
 from segtrain.ema import Ema, NoEma
-from segtrain.errors import Interrupted, ResourceError
+from segtrain.errors import CheckpointError, Interrupted, ResourceError
 from segtrain.evaluator import evaluate
 from segtrain.finite import FiniteGuard
 from segtrain.loss_sums import LossSums
 from segtrain.models.layers import freeze_batchnorm
+from segtrain.optim import load_optimizer, load_scheduler
 from segtrain.progress import Progress
 from segtrain.rng import restore_rng, rng_state
 from segtrain.stopping import StopSignal
@@ -58,7 +59,7 @@ class Trainer:
         model: nn.Module,
         task: Any,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
         train_loader: TrainLoader,
         val_loader: EvalLoader,
         options: TrainerOptions,
@@ -95,6 +96,7 @@ class Trainer:
         self.epoch = 0  # epochs completed, validation included
         self.samples_seen = 0
         self.epoch_start = 0  # samples seen when the current epoch began
+        self.validated = False  # whether the model as it is has been
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.sums = {"window": LossSums(device), "epoch": LossSums(device)}
@@ -147,6 +149,7 @@ class Trainer:
             self.progress.waited += waiting.seconds()
             self.train_step(batches)
             self.step += 1
+            self.validated = False
             self.samples_seen += self.train_loader.samples_per_step
             self.progress.steps += 1
             bar.update(1)
@@ -165,6 +168,7 @@ class Trainer:
         batches = [batch.to(self.device) for batch in batches]
         counts = distributed.sum_(torch.stack([self.task.counts(batch) for batch in batches]).sum(0))
         step_losses: dict[str, Tensor] = {}
+        self.guard.remember(self.model)
         for number, batch in enumerate(batches):
             with self.gradient_sync(number == len(batches) - 1):
                 with self.precision():
@@ -176,7 +180,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip or math.inf)
         seen = None if self.scaler.is_enabled() else norm
-        if self.guard.admits(self.step + 1, batches, step_losses["loss"], seen):
+        if self.guard.admits(self.model, self.step + 1, batches, step_losses["loss"], seen):
             self.scaler.step(self.optimizer)
             self.ema.update(self.model)
             for sums in self.sums.values():
@@ -191,7 +195,7 @@ class Trainer:
         self.guard.check()
         scores = self.validate()
         self.epoch += 1
-        self.epoch_start = self.samples_seen
+        self.epoch_start, self.validated = self.samples_seen, True
         record = {
             "epoch": self.epoch,
             "step": self.step,
@@ -251,10 +255,10 @@ class Trainer:
 
     def done(self) -> bool:
         """Whether there is nothing left to train or, after an interruption, to validate."""
-        if not self.history or self.history[-1]["step"] != self.step:
+        if not self.validated or self.best is None:
             return False
         patience = self.options.early_stop
-        stale = patience is not None and self.best is not None and self.epoch - self.best["epoch"] >= patience
+        stale = patience is not None and self.epoch - self.best["epoch"] >= patience
         return stale or self.step >= self.total_steps
 
     def step_in_epoch(self) -> int:
@@ -296,6 +300,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """Writes the whole state to `checkpoints/<name>`; every rank takes part, the first one writes."""
         self.guard.check()
+        self.guard.check_weights(self.model)
         self.tracker.flush()  # a resumed run draws no point from before its checkpoint again
         state = {**self.about, **self.state(), "rng": distributed.gather(rng_state(self.device))}
         if distributed.is_main():
@@ -313,22 +318,34 @@ class Trainer:
             "step": self.step,
             "samples_seen": self.samples_seen,
             "epoch_start": self.epoch_start,
+            "samples_per_step": self.train_loader.samples_per_step,
             "best": self.best,
             "scores": self.history,
             "sums": {name: sums.state() for name, sums in self.sums.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues exactly where `state`, a loaded checkpoint, was written."""
-        self.model.load_state_dict(state["model"])
-        self.ema.restore(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        """Continues exactly where `state`, a loaded checkpoint, was written.
+
+        Raises:
+            CheckpointError: the state is of another network or optimizer.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.ema.restore(state["ema"], self.model)
+            load_optimizer(self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the state does not fit this run: {str(error).splitlines()[-1].strip()}",
+                expected="the network and optimizer that it was saved from",
+                fix="resume with the same model and optimizer, or start a new run with model.weights=PATH",
+            ) from error
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.samples_seen = state["samples_seen"]
-        self.epoch_start = state["epoch_start"]
-        self.best, self.history = state["best"], list(state["scores"])
+        self.epoch, self.best, self.history = state["epoch"], state["best"], list(state["scores"])
+        self.validated = bool(self.history) and self.history[-1]["step"] == state["step"]
+        self.samples_seen, self.epoch_start = state["samples_seen"], state["epoch_start"]
+        self.step = self.counted_anew(state["step"], state["samples_per_step"])
+        load_scheduler(self.scheduler, state["scheduler"], self.step)
         for name, sums in self.sums.items():
             sums.restore(state["sums"][name])
         if len(state["rng"]) == distributed.world_size():
@@ -339,6 +356,18 @@ class Trainer:
                 f"{distributed.world_size()}: sample order goes on, dropout is not exact"
             )
         self.tracker.rewind(self.history)
+
+    def counted_anew(self, step: int, samples_per_step: int) -> int:
+        """The step to go on from where a step has another number of images than it had: as many images are done."""
+        now = self.train_loader.samples_per_step
+        if now == samples_per_step:
+            return step
+        anew = round(step * samples_per_step / now)
+        self.tracker.say(
+            f"note: a step has {now} images, in the checkpoint it had {samples_per_step}: "
+            f"step {step} counts as {anew}; the run goes on, but is not the run it would have been"
+        )
+        return anew
 
     def _wrapped(self) -> nn.Module:
         """The model as it is called: compiled and spread over ranks as the options say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from segtrain.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from segtrain.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class TrainerOptions:
     channels_last: Literal["auto"] | bool = "auto"
     sync_bn: bool = True
     deterministic: bool = False
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     monitor: str = "miou"
     early_stop: PositiveInt | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -19,6 +19,8 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+"""What NumPy's and torch's generators both take, with room to add a rank."""
 NumClasses = Annotated[int, Interval(ge=2, le=254)]
 Pair = Annotated[list[PositiveInt], Len(2, 2)]
 Size = PositiveInt | Pair

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from omegaconf import OmegaConf
 
 from segtrain.composition import COMMANDS, compose, config_dir, groups, lay_over, leaf_keys, run_id, split_overrides
 from segtrain.errors import ConfigError
+from segtrain.run_folder import RunFolder, override
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -175,3 +179,25 @@ def test_a_commands_own_keys_pass_and_all_others_are_hidden_from_hydra() -> None
 def test_a_typo_beside_a_checkpoint_is_found_before_the_checkpoint_is(argument: str) -> None:
     with pytest.raises(ConfigError):
         split_overrides("evaluate", ["checkpoint=/nowhere.pt", argument])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["runs/a", "o d=r (1)", "it's", "a,b", "[x]", "{a}", "null", "1", " a ", "back\\", "a\\'b", "ü €", "", "a: b", "#"],
+)
+def test_a_printed_value_is_read_back_as_it_is(value: str) -> None:
+    word = override("hydra.run.dir", value)
+    read = OverridesParser.create().parse_override(word)
+    assert read.is_sweep_override() is False
+    text = read.value()
+    assert (text.text if isinstance(text, QuotedString) else text) == value
+    assert shlex.split(RunFolder("train", None, [], ["--config-dir=my own"]).command_line("evaluate", word)) == [
+        *("python", "-m", "segtrain", "evaluate", "--config-dir=my own"),
+        word,
+    ]
+
+
+def test_a_plain_value_is_printed_plainly() -> None:
+    assert override("hydra.run.dir", "outputs/train/a_b/2026-11-21_09-14-02-7f3a") == (
+        "hydra.run.dir=outputs/train/a_b/2026-11-21_09-14-02-7f3a"
+    )

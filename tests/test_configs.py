@@ -104,8 +104,8 @@ def test_augmentations(tmp_path: Path, option: str) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS["inference"])
 def test_inference_protocols(tmp_path: Path, option: str) -> None:
-    extra = ["inference.window_size=16", "inference.window_stride=8"] if option == "slide" else []
-    scores = trainer_of(tmp_path, *TINY, f"inference={option}", *extra).validate()
+    # As they are: the window follows data.crop_size and the stride the window.
+    scores = trainer_of(tmp_path, *TINY, f"inference={option}").validate()
     assert sum(map(sum, scores["confusion"])) > 0
     assert 0 <= scores["miou"] <= 1
 

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from segtrain.composition import COMMANDS, groups
 
@@ -354,3 +357,66 @@ def test_a_model_of_the_users_own_package(door: Any, tmp_path: Path, monkeypatch
     assert done.code == 2
     assert "is not a class or function of an allowed package" in done.err
     assert door("evaluate", checkpoint, "hydra.run.dir=scored", allow).code == 0
+
+
+def test_the_printed_lines_run(door: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = "\nimport pathlib, signal\nclass Net(Net):\n    def forward(self, image):\n"
+    stops += "        if self.training and not pathlib.Path('stopped').exists():\n"
+    stops += "            pathlib.Path('stopped').touch()\n            signal.raise_signal(signal.SIGTERM)\n"
+    stops += "        return super().forward(image)\n"
+    package = "mypkg_of_the_printed_lines"
+    for name, text in OWN.items():
+        file = tmp_path / name.replace("own/", "my own/").replace("mypkg_of_the_door_test", package)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = text.replace("mypkg_of_the_door_test", package)
+        file.write_text(text + (stops if name.endswith("net.py") else ""))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Image.new("RGB", (32, 24)).save(tmp_path / "photo.jpg")
+
+    allow = f"allow_targets=[{package}]"
+    done = door("--config-dir", "my own", "model=mine", *OWN_FAST, allow, "hydra.run.dir='o d=r (1)'")
+    assert done.code == 143, done.err
+    (line,) = re.findall(r"python -m segtrain .*", done.err)
+    done = door(*shlex.split(line)[3:])
+    assert done.code == 0, done.err + line
+    assert "resumed  step 1" in done.out
+    lines = re.findall(r"^next: python -m segtrain (.*)$", done.out, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["evaluate", "predict"]
+    for line in lines:
+        done = door(*shlex.split(line))
+        assert done.code == 0, done.err + line
+
+
+def test_a_second_run_does_not_mix_with_the_first(door: Any, trained: Any, tmp_path: Path, fast: list[str]) -> None:
+    shutil.copytree(trained.folder, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    done = door(*fast, "hydra.run.dir=run")
+    assert done.code == 2
+    assert "error[config] the run folder holds another run\n" in done.err
+    assert f"where     {tmp_path / 'run'}\n" in done.err
+    assert "a folder without checkpoints/last.pt" in done.err
+    assert "trainer.resume=auto" in done.err
+    assert "hydra.run.dir=DIR" in done.err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    done = door(*fast, "hydra.run.dir=run", "trainer.resume=auto")
+    assert (done.code, "is finished" in done.out) == (0, True), done.err
+
+
+def test_what_is_printed_about_curves_and_classes_is_so(
+    door: Any, trained: Any, tmp_path: Path, fast: list[str]
+) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "own" / kind).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB" if kind == "images" else "L", (32, 32)).save(tmp_path / "own" / kind / f"{split}.png")
+        (tmp_path / "own" / f"{split}.txt").write_text(split)
+    own = [word for word in fast if not word.startswith("data.size")]
+    own += ["data=folder", "data.root=own", "data.classes=[road,never,seen]", "data.batch_size=1"]
+    done = door(*own, "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert "warning: no training pixel is never, seen: the model cannot learn it" in done.out
+    assert f"curves: {tmp_path / 'run' / 'metrics.jsonl'}" in done.out.splitlines()
+    assert "tensorboard" not in done.out
+    relative = trained.folder.relative_to(trained.cwd)
+    assert f"curves: tensorboard --logdir {relative}" in trained.done.out.splitlines()
+    assert "no training pixel" not in trained.done.out

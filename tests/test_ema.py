@@ -66,7 +66,7 @@ def test_a_restored_average_goes_on_as_the_old_one() -> None:
         model.shake()
         old.update(model)
     new = Ema(Net(), 0.99)
-    new.restore(copy.deepcopy(old.state()))
+    new.restore(copy.deepcopy(old.state()), nn.Identity())
     model.shake()
     for ema in (old, new):
         ema.update(model)
@@ -79,3 +79,11 @@ def test_without_an_average_the_model_itself_is_evaluated() -> None:
     none.update(model)
     assert none.evaluated(model) is model
     assert none.state() is None
+
+
+def test_an_average_that_the_checkpoint_lacks_starts_at_its_weights() -> None:
+    model, loaded = nn.Linear(2, 2), nn.Linear(2, 2)
+    average = Ema(model, 0.9)
+    average.restore(None, loaded)
+    assert torch.equal(average.evaluated(model).weight, loaded.weight)  # type: ignore[arg-type]
+    assert average.updates == 0

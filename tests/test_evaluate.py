@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+
+from segtrain.checkpoint import load, save
+from segtrain.experiment import from_checkpoint
 
 KEYS = {"miou", "pixel_accuracy", "mean_accuracy", "iou", "images_per_second", "confusion", "loss", "classes_counted"}
 
@@ -132,3 +137,86 @@ def test_a_damaged_checkpoint(door: Any, checkpoint: Path, tmp_path: Path) -> No
     done = door("evaluate", f"checkpoint={cut}")
     assert (done.code, "error[checkpoint] file damaged" in done.err) == (4, True)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_is_no_checkpoint(door: Any, trained: Any, tmp_path: Path) -> None:
+    done = door("evaluate", f"checkpoint={trained.folder}")
+    assert done.code == 4
+    assert "error[checkpoint] the checkpoint is a folder" in done.err
+    assert f"fix       checkpoint={trained.best}" in done.err
+    done = door("evaluate", f"checkpoint={tmp_path}")
+    assert (done.code, "is a folder" in done.err, "fix" in done.err) == (4, True, False)
+
+
+CONTENT = [
+    # key, what is there instead (... is nothing), what the error names
+    ("config", ..., "it has no config"),
+    ("config", "hi", "its config has not the form"),
+    ("config", {}, "its config has not the form"),
+    ("config", {"data": {"num_classes": "${len:${data.classes}}"}}, "its config cannot be read"),
+    ("model", ..., "it has no model"),
+    ("model", [1], "its model has not the form"),
+    ("ema", ..., "it has no ema"),
+    ("ema", {"decay": 0.9}, "its ema has not the form"),
+    ("class_weights", ..., "it has no class_weights"),
+    ("class_weights", [1.0], "its class_weights has not the form"),
+    ("class_weights", torch.ones(4), "its class_weights has not the form"),
+    ("palette", [[0, 0, 0]] * 300, "its palette has not the form"),
+    ("palette", [[0, 0, 300]] * 5, "its palette has not the form"),
+    ("classes", ["one"], "its classes has not the form"),
+    ("classes", [1, 2, 3, 4, 5], "its classes has not the form"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "found"), CONTENT)
+def test_a_whole_file_with_wrong_content(
+    door: Any, checkpoint: Path, tmp_path: Path, key: str, value: Any, found: str
+) -> None:
+    state = load(checkpoint)
+    if value is ...:
+        del state[key]
+    else:
+        state[key] = value
+    save(tmp_path / "other.pt", state)
+    done = door("evaluate", "checkpoint=other.pt")
+    assert done.code == 4, done.err
+    assert f"error[checkpoint] this file cannot be used as a checkpoint: {found}" in done.err
+    assert "where     other.pt\n" in done.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def with_class_weights(checkpoint: Path, path: Path, scheme: str) -> Path:
+    state = load(checkpoint)
+    state["config"]["loss"]["class_weights"] = scheme
+    state["class_weights"] = None if scheme == "none" else torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    save(path, state)
+    return path
+
+
+def weights_of(path: Path, **over: Any) -> list[float] | None:
+    weights = from_checkpoint(path, **over).task.loss.terms["ce"].class_weights
+    return None if weights is None else weights.tolist()
+
+
+def test_class_weights_are_those_the_config_asks_for(checkpoint: Path, tmp_path: Path) -> None:
+    stored = with_class_weights(checkpoint, tmp_path / "auto.pt", "auto")
+    assert weights_of(stored) == [1, 2, 3, 4, 5]
+    assert weights_of(stored, over={"loss": {"class_weights": "auto"}}) == [1, 2, 3, 4, 5]
+    assert weights_of(stored, over={"loss": {"class_weights": "none"}}) is None
+    assert weights_of(stored, over={"loss": {"class_weights": [5.0, 4, 3, 2, 1]}}) == [5, 4, 3, 2, 1]
+    # Another loss comes with its own loss.class_weights=none.
+    assert list(from_checkpoint(stored, choices={"loss": "dice"}).task.loss.terms) == ["dice"]
+
+
+@pytest.mark.parametrize(("trained_with", "asked"), [("none", "auto"), ("auto", "median_frequency")])
+def test_class_weights_that_the_checkpoint_has_not(
+    door: Any, checkpoint: Path, tmp_path: Path, trained_with: str, asked: str
+) -> None:
+    with_class_weights(checkpoint, tmp_path / "own.pt", trained_with)
+    done = door("evaluate", "checkpoint=own.pt", f"loss.class_weights={asked}")
+    assert done.code == 2
+    assert f"error[config] loss.class_weights={asked}: the checkpoint has no such weights" in done.err
+    assert f"trained with loss.class_weights={trained_with}" in done.err
+    fix = re.findall(r"fix .* (loss\.class_weights=\S+)", done.err)
+    done = door("evaluate", "checkpoint=own.pt", "hydra.run.dir=scored", *fix)
+    assert done.code == 0, done.err

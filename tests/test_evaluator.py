@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from segtrain.data.loader import EvalLoader
+from segtrain.errors import ConfigError
 from segtrain.evaluator import evaluate
 from segtrain.inference import WholeImage
+from segtrain.losses.base import Loss
 from segtrain.losses.combine import SegmentationLoss
-from segtrain.losses.pixel import CrossEntropy, Focal
+from segtrain.losses.pixel import CrossEntropy, Focal, OhemCrossEntropy
+from segtrain.losses.region import Dice, Lovasz, Tversky
 from segtrain.tasks.semantic import SemanticTask
-from segtrain.types import Record
+from segtrain.types import Batch, Record
 
 SIZES = [(8, 8), (8, 8), (5, 9), (8, 8), (7, 3), (7, 3), (7, 3)]
 CPU = torch.device("cpu")
@@ -107,6 +111,78 @@ def test_a_weighted_sum_of_pixel_losses_does_not_depend_on_the_batch_size() -> N
     found = [scores(task(ce=CrossEntropy(), focal=Focal(weight=0.5)), size)["loss"] for size in (1, 2, 5)]
     assert found == pytest.approx([found[0]] * 3, abs=1e-6)
     assert found[0] > scores(task(), 2)["loss"]
+
+
+REGIONS: list[Callable[[], Loss]] = [Dice, Tversky, Lovasz, lambda: OhemCrossEntropy(threshold=0.01, min_kept=9)]
+
+
+@pytest.mark.parametrize("term", REGIONS)
+def test_a_loss_that_looks_at_a_whole_batch_does_not_depend_on_its_size_either(term: Callable[[], Loss]) -> None:
+    found = [scores(task(ce=CrossEntropy(), term=term()), size)["loss"] for size in (1, 2, 5)]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_loss_of_regions_is_the_mean_of_the_images_own() -> None:
+    judged, model = task(dice=Dice(weight=0.5)), Net().eval()
+    each = []
+    for index in range(len(SIZES)):
+        image, target, _ = Images()[index]
+        logits = judged.logits(model, torch.from_numpy(image)[None])
+        each.append(float(Dice()(logits, torch.from_numpy(target)[None].long())))
+    assert scores(judged, 3)["loss"] == pytest.approx(0.5 * np.mean(each), abs=1e-6)
+
+
+class Channels(nn.Module):
+    """As many channels as asked for, which need not be the classes."""
+
+    def __init__(self, out: int, aux: int | None = None) -> None:
+        super().__init__()
+        self.channels = {"out": out} if aux is None else {"out": out, "aux": aux}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {name: image[:, :1].expand(-1, count, -1, -1) for name, count in self.channels.items()}
+
+
+def batch(side: int = 4) -> Batch:
+    image, target = torch.zeros(1, side, side, 3, dtype=torch.uint8), torch.zeros(1, side, side, dtype=torch.uint8)
+    return Batch(image, target, torch.zeros(1, dtype=torch.int64), [Record("0")])
+
+
+@pytest.mark.parametrize("channels", [(2,), (4,), (3, 2)])
+def test_a_network_of_other_channels_than_classes_is_told_so_in_training(channels: tuple[int, ...]) -> None:
+    judged = task()
+    with pytest.raises(ConfigError) as caught:
+        judged.losses(Channels(*channels), batch(), judged.counts(batch()))
+    wrong = next(count for count in channels if count != 3)
+    assert caught.value.found == f"the model's logits are (1, {wrong}, 4, 4), the data have 3 classes"
+    assert '{"out": logits (B, 3, H, W)}' in str(caught.value.expected)
+    judged.losses(Channels(3, 3), batch(), judged.counts(batch()))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_network_of_other_channels_than_classes_is_told_so_in_evaluation(channels: int) -> None:
+    with pytest.raises(ConfigError, match=rf"logits are \(2, {channels}, 8, 8\), the data have 3 classes"):
+        scores(task(), 2, Channels(channels))
+
+
+def test_a_batch_too_small_for_batch_normalization_is_told_so() -> None:
+    judged, model = task(), nn.Sequential(nn.MaxPool2d(4), Net())
+    with pytest.raises(ConfigError) as caught:
+        judged.losses(model, batch(4), judged.counts(batch(4)))
+    assert caught.value.found == "a batch of 1 with crops of 4x4 leaves batch normalization one value per channel"
+    assert "data.batch_size=2" in str(caught.value.fix)
+    assert "data.crop_size" in str(caught.value.fix)
+
+
+def test_another_fault_of_the_network_is_not_taken_for_it() -> None:
+    class Broken(nn.Module):
+        def forward(self, image: Tensor) -> dict[str, Tensor]:
+            raise ValueError("a fault of its own")
+
+    judged = task()
+    with pytest.raises(ValueError, match="a fault of its own"):
+        judged.losses(Broken(), batch(), judged.counts(batch()))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,3 +115,43 @@ def test_a_stride_that_leaves_gaps_is_refused() -> None:
     with pytest.raises(ConfigError, match="window_stride") as caught:
         SlidingWindow(window_size=[8, 16], window_stride=[9, 9])
     assert "every pixel" in (caught.value.expected or "")
+    assert "inference.window_stride=[6, 11]" in (caught.value.fix or "")
+    assert SlidingWindow(window_size=[8, 16], window_stride=[6, 11]).stride == (6, 11)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride"), [(1, (1, 1)), (2, (2, 2)), (3, (2, 2)), (64, (43, 43)), ([8, 16], (6, 11))]
+)
+def test_without_a_stride_it_is_two_thirds_of_the_window(window: int | list[int], stride: tuple[int, int]) -> None:
+    assert SlidingWindow(window_size=window).stride == stride
+
+
+class Says(nn.Module):
+    """Returns what it is given."""
+
+    def __init__(self, outputs: Any) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, image: Tensor) -> Any:
+        return self.outputs
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [
+        (torch.zeros(1, 2, 4, 4), "the model returns a Tensor"),
+        ([torch.zeros(1, 2, 4, 4)], "the model returns a list"),
+        ({}, "the model returns a dict of nothing, without a tensor 'out'"),
+        ({"logits": 1, "aux": 2}, "the model returns a dict of logits, aux, without a tensor 'out'"),
+        ({"out": [1.0]}, "the model returns a dict of out, without a tensor 'out'"),
+        ({"out": torch.zeros(1, 4, 4)}, "the model's 'out' is (1, 4, 4)"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [WholeImage(), SlidingWindow(window_size=4)])
+def test_a_network_that_breaks_the_contract_is_told_so(outputs: Any, found: str, protocol: WholeImage) -> None:
+    with pytest.raises(ConfigError) as caught:
+        protocol(Says(outputs), torch.zeros(1, 3, 4, 4))
+    assert caught.value.found == found
+    assert caught.value.where == "model._target_"
+    assert '{"out": logits (B, num_classes, H, W)}' in str(caught.value.expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,76 @@ def test_missing_and_misfitting_weights(door: Any, tmp_path: Path) -> None:
     torch.save({"classifier.weight": torch.zeros(1)}, tmp_path / "other.pth")
     done = door("predict", "model=lraspp", "model.weights=other.pth", "input=dog.png", "hydra.run.dir=run")
     assert (done.code, "do not fit the network" in done.err) == (4, True)
+
+
+# --- what is there already ---------------------------------------------------------------------------------------
+
+
+def test_a_datasets_own_masks_are_not_overwritten(door: Any, checkpoint: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        picture(tmp_path / "cracks" / "images" / f"{number:02}.jpg", seed=number)
+        picture(tmp_path / "cracks" / "masks" / f"{number:02}.png", mode="L", seed=number)
+    picture(tmp_path / "cracks" / "images" / "new.jpg")
+    before = {path: path.read_bytes() for path in (tmp_path / "cracks").rglob("*") if path.is_file()}
+    argv = ("predict", f"checkpoint={checkpoint}", "input=cracks/images", "hydra.run.dir=run")
+    done = door(*argv, "output=cracks")
+    assert done.code == 2
+    assert "error[config] 12 files that predict did not write would be overwritten" in done.err
+    assert f"where     {Path('cracks/masks/00.png')}\n" in done.err
+    assert "11.png" not in done.err
+    assert "and 2 more" in done.err
+    assert "output=DIR" in done.err
+    assert {path: path.read_bytes() for path in (tmp_path / "cracks").rglob("*") if path.is_file()} == before
+    # The run folder is where results go without output=DIR.
+    done = door("predict", f"checkpoint={checkpoint}", "input=cracks/images", "hydra.run.dir=cracks")
+    assert (done.code, "12 files" in done.err) == (2, True)
+    # JSON of the user's own beside them does not make them ours.
+    (tmp_path / "cracks" / "areas").mkdir(exist_ok=True)
+    for number in range(12):
+        (tmp_path / "cracks" / "areas" / f"{number:02}.json").write_text('{"area": 3}')
+    assert "24 files" in door(*argv, "output=cracks").err
+
+
+def test_results_of_an_earlier_call_are_replaced(door: Any, checkpoint: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "photos" / "a.png")
+    argv = ("predict", f"checkpoint={checkpoint}", "output=out")
+    assert door(*argv, "input=photos", "hydra.run.dir=one").code == 0
+    (tmp_path / "out/masks/a.png").write_bytes(b"half-written")  # as a killed run leaves it
+    done = door(*argv, "input=photos", "hydra.run.dir=two")
+    assert done.code == 0, done.err
+    with Image.open(tmp_path / "out/masks/a.png") as mask:
+        assert mask.size == (40, 24)
+    # But never the image that is being read.
+    before = (tmp_path / "out/masks/a.png").read_bytes()
+    done = door(*argv, "input=out/masks/a.png", "hydra.run.dir=three")
+    assert (done.code, "1 files that predict did not write" in done.err) == (2, True)
+    assert (tmp_path / "out/masks/a.png").read_bytes() == before
+
+
+def test_one_folder_for_photos_and_results(door: Any, checkpoint: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "photos" / "a.png")
+    picture(tmp_path / "photos" / "deep" / "masks" / "b.png")
+    argv = ("predict", f"checkpoint={checkpoint}", "output=photos")
+    for source in ("photos", "./photos", "'photos/**/*.*'"):
+        done = door(*argv, f"input={source}", "hydra.run.dir=run")
+        assert done.code == 0, done.err
+        assert results(tmp_path / "photos") == ["a", "deep/masks/b"]
+    assert "images 2 on cpu, 4 results of predict passed over" in done.out
+    done = door(*argv, "input=photos/masks", "hydra.run.dir=run")
+    assert done.code == 3
+    assert "no images found but 2 in photos/{masks,overlays,areas}, where results go" in done.err
+
+
+@pytest.mark.parametrize("command", ["predict input=a.png", "evaluate"])
+def test_the_folder_of_a_training_is_not_written_into(door: Any, trained: Any, tmp_path: Path, command: str) -> None:
+    picture(tmp_path / "a.png")
+    copy = tmp_path / "run"
+    shutil.copytree(trained.folder, copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    done = door(*command.split(), "checkpoint=run/checkpoints/best.pt", "hydra.run.dir=run")
+    assert done.code == 2
+    assert "error[config] the run folder holds another run\n" in done.err
+    assert f"where     {copy}\n" in done.err
+    assert "a folder without checkpoints," in done.err
+    assert "hydra.run.dir=DIR" in done.err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before

@@ -112,3 +112,15 @@ def test_averaged_weights_are_the_ones_used(fast: list[str], tmp_path: Path) -> 
     used = from_checkpoint(tmp_path / "checkpoints" / "best.pt").model.state_dict()
     assert all(torch.equal(averaged[name], used[name]) for name in used)
     assert any(not torch.equal(trainer.model.state_dict()[name], used[name]) for name in used)
+
+
+def test_a_float_image_that_was_scaled_is_refused(checkpoint: Path) -> None:
+    segmenter = from_checkpoint(checkpoint)
+    image = np.random.default_rng(0).random((20, 30, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"values up to (0\.99\d*|1\.0), expected \[0, 255\]: multiply it by 255"):
+        segmenter.predict(image)
+    assert segmenter.predict(image * 255).shape == (20, 30)
+    # A black picture is the same in both scales, and so is one of bytes.
+    black = np.zeros((20, 30, 3), np.float32)
+    assert np.array_equal(segmenter.predict(black), segmenter.predict(black.astype(np.uint8)))
+    assert segmenter.predict(np.ones((20, 30, 3), np.uint8)).shape == (20, 30)

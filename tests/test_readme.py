@@ -91,6 +91,14 @@ def check_line(line: str) -> None:
         Settings(lay_over(plain, cfg.get("over") or {}, cfg.get("choices") or {}))
 
 
+def test_the_words_for_a_grey_network_are_all_that_it_needs() -> None:
+    (words,) = (text for text in re.findall(r"`([^`\n]+)`", section("Your own data")) if "data.channels=1" in text)
+    check_line(words)
+    for word in shlex.split(words)[1:]:
+        with pytest.raises(ConfigError):
+            check_line(words.replace(f"'{word}'", ""))
+
+
 LINES = sorted({line for line in program_lines() if "--config-dir" not in line})
 
 

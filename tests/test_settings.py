@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from omegaconf import open_dict
 
 from segtrain.composition import compose
 from segtrain.errors import ConfigError
+from segtrain.experiment import build_dataset
+from segtrain.rng import seed_everything
 from segtrain.settings import OTHER_KEYS, RUNTIME, Settings
 
 
@@ -121,7 +124,14 @@ CLASHES = [
     (["model.in_channels=1"], "model.in_channels=1, but images have 3 channels"),
     (["data.channels=1", "model.in_channels=3"], "model.in_channels=3, but images have 1 channels"),
     (["model.normalize.mean=[0.5,0.5]"], "model.normalize.mean has 2 values, images have 3 channels"),
-    (["data.channels=1"], "model.normalize.mean has 3 values, images have 1 channels"),
+    (
+        ["data.channels=1"],
+        "model.normalize.mean has 3 values and model.normalize.std has 3 values, images have 1 channels",
+    ),
+    (
+        ["model=torchvision", "data.channels=1", "model.normalize.mean=[0.5]", "model.normalize.std=[0.2]"],
+        "data.channels=1, but torchvision.models.segmentation.fcn_resnet50 takes color images only",
+    ),
     (["trainer.monitor=iou"], "trainer.monitor=iou"),
 ]
 
@@ -139,3 +149,62 @@ def test_clashes_between_parts(overrides: list[str], found: str) -> None:
 )
 def test_parts_that_fit(overrides: list[str]) -> None:
     Settings(compose(overrides)).refuse_clashes()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.channels=1"],
+        ["data.channels=1", "model.normalize.std=[0.3]"],
+        ["model.normalize.mean=[0.1,0.2]"],
+        ["model.normalize.mean=[]", "model.normalize.std=[]"],
+    ],
+    ids=" ".join,
+)
+def test_the_proposed_normalization_works_when_pasted(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(compose(overrides)).refuse_clashes()
+    pasted = shlex.split(caught.value.fix or "")
+    kept = [word for word in overrides if word.split("=")[0] not in [word.split("=")[0] for word in pasted]]
+    Settings(compose([*kept, *pasted])).refuse_clashes()
+
+
+def test_the_proposed_normalization_is_the_mean_of_the_colors() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(compose(["data.channels=1"])).refuse_clashes()
+    assert caught.value.fix == "'model.normalize.mean=[0.449]' 'model.normalize.std=[0.226]'"
+
+
+@pytest.mark.parametrize("key", ["trainer.seed", "data.data_seed"])
+@pytest.mark.parametrize("seed", [-1, 2**63, 99999999999999999999])
+def test_a_seed_that_no_generator_takes(key: str, seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"{key}={seed}"):
+        Settings(compose([f"{key}={seed}"]))
+
+
+def test_the_largest_seed_is_taken_by_every_generator() -> None:
+    cfg = compose([f"trainer.seed={2**63 - 1}", f"data.data_seed={2**63 - 1}", "data.size=32", "data.crop_size=32"])
+    seed_everything(Settings(cfg).options.seed + 1000)  # as the rank 1000 does
+    image, target, _ = build_dataset(cfg, "train")[0]
+    assert image.shape[:2] == target.shape == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        (["~optimizer.lr", "~optimizer.betas"], "optimizer.lr is not set"),
+        (["~optimizer.betas", "optimizer.lr=fast"], "optimizer.lr=fast"),
+        (["~optimizer.betas", "optimizer.lr=null"], "optimizer.lr=null"),
+    ],
+)
+def test_every_optimizer_needs_a_rate(overrides: list[str], found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(compose(["optimizer._target_=torch.optim.Adam", *overrides]))
+    assert caught.value.found == found
+    Settings(compose(["optimizer._target_=torch.optim.Adam", "~optimizer.betas", "optimizer.lr=1e-3"]))
+
+
+@pytest.mark.parametrize("protocol", ["whole", "slide"])
+def test_inference_at_no_scale_is_refused(protocol: str) -> None:
+    with pytest.raises(ConfigError, match=r"inference\.scales=\[\]"):
+        Settings(compose([f"inference={protocol}", "inference.scales=[]"]))

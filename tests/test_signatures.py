@@ -242,6 +242,14 @@ def test_a_constructor_that_refuses_becomes_a_config_error() -> None:
     assert caught.value.where == "torch.nn.Conv2d"
 
 
+def test_a_builder_that_cannot_do_what_is_asked_becomes_a_config_error() -> None:
+    target = "torchvision.models.segmentation.lraspp_mobilenet_v3_large"
+    node = {"_target_": target, "num_classes": 2, "weights_backbone": None, "aux_loss": True}
+    with pytest.raises(ConfigError, match=r"model cannot be built: .*auxiliary loss") as caught:
+        signatures.instantiate(node, "model")
+    assert caught.value.where == target
+
+
 def test_a_checked_node_is_still_resolved_when_built() -> None:
     with pytest.raises(ConfigError, match="allowed package"):
         signatures.instantiate({"_target_": "torch.os.getcwd"}, "model")

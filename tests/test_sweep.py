@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -107,3 +108,84 @@ def test_a_checkpoint_under_several_protocols(door: Any, checkpoint: Path, tmp_p
     assert (tmp_path / "sweep/1/metrics.json").is_file()
     assert "inference.flip=True" in done.out
     assert "++over" not in done.out
+
+
+def job_lines(done: Any) -> list[str]:
+    lines: list[str] = done.out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("job  overrides"))
+    return lines[start + 1 : -1]
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("loss", "1"), ("miou", "2")])
+def test_the_best_is_the_lowest_loss_or_the_highest_score(
+    door: Any, monkeypatch: pytest.MonkeyPatch, monitor: str, best: str
+) -> None:
+    scores = [0.5, 0.2, 0.9, float("nan")]
+    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: scores[int(cfg.trainer.seed)])
+    lines = job_lines(door("-m", f"trainer.monitor={monitor}", "trainer.seed=0,1,2,3"))
+    order = {"1": ["1", "0", "2", "3"], "2": ["2", "0", "1", "3"]}[best]
+    assert [line.split()[0] for line in lines] == order
+    assert [line.endswith("* best") for line in lines] == [True, False, False, False]
+
+
+def test_scores_of_several_monitors_have_no_best(door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: 0.5)
+    lines = job_lines(door("-m", "trainer.monitor=miou,loss"))
+    assert [line.split() for line in lines] == [
+        ["0", "trainer.monitor=miou", "0.5000", "ok"],
+        ["1", "trainer.monitor=loss", "0.5000", "ok"],
+    ]
+
+
+def test_predictions_have_no_best(door: Any, checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
+    done = door("predict", "-m", f"checkpoint={checkpoint}", "input=a.png", "opacity=0.1,0.9", "hydra.sweep.dir=s")
+    assert done.code == 0, done.err
+    assert [line.split() for line in job_lines(done)] == [
+        ["0", "opacity=0.1", "-", "ok"],
+        ["1", "opacity=0.9", "-", "ok"],
+    ]
+
+
+def test_the_table_shows_what_differs(door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: float(cfg.optimizer.lr))
+    lines = job_lines(door("-m", "name=the_same_for_all", "optimizer.lr=0.1,0.2", "trainer.seed=1"))
+    assert [line.split()[:2] for line in lines] == [["1", "optimizer.lr=0.2"], ["0", "optimizer.lr=0.1"]]
+    assert not any("the_same_for_all" in line or "trainer.seed" in line for line in lines)
+
+
+@pytest.mark.parametrize("argv", ["-m hydra.run.dir=r", "--multirun hydra.run.dir=r", "hydra.run.dir=r -m"])
+def test_the_folder_of_one_run_is_refused_for_a_sweep(door: Any, tmp_path: Path, argv: str) -> None:
+    done = door(*argv.split(), "trainer.seed=1,2")
+    assert done.code == 2
+    assert "error[config] hydra.run.dir=r with --multirun" in done.err
+    assert "fix       hydra.sweep.dir=r" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "trainer.epochs=3 --multirun trainer.seed=1,2",
+        "--multirun train trainer.seed=1,2",
+        "trainer.epochs=3 trainer.seed=1,2 --config-dir own -m",
+        "train trainer.epochs=3 --config-dir=own -m trainer.seed=1,2",
+    ],
+)
+def test_flags_may_stand_anywhere(door: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: str) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: 0.5)
+    done = door(*argv.split(), "hydra.sweep.dir=s")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "2 ok, 0 failed"
+
+
+def test_another_command_behind_a_flag(door: Any) -> None:
+    done = door("--multirun", "evaluate", "checkpoint=/nowhere.pt", "split=val,train")
+    assert (done.code, done.err.count("error[checkpoint] no such file")) == (4, 2)
+    assert "input: ???" in door("--cfg", "job", "predict").out
+    assert "split: val" in door("evaluate", "--cfg", "job").out
+    assert door("--multirun", "evaluat", "split=val,train").err.startswith(
+        "error[config] there is no command 'evaluat'"
+    )
+    assert door("--info", "searchpath").code == 0

@@ -141,6 +141,56 @@ def test_tables_and_clocks_are_as_people_read_them() -> None:
     assert "mIoU 50.0 over 1 of 2 classes" in table[3]
 
 
+SPEAK = """
+import os, sys
+from pathlib import Path
+from segtrain.tracking import RunTracker, say_early
+tracker = RunTracker(Path("run"))
+tracker.say("first")
+if sys.argv[1] == "leave":
+    sys.stdin.readline()  # until nobody reads what is said
+say_early("early")
+tracker.say(os.fsdecode(b"caf\\xe9.jpg") + " \\u2713")
+tracker.note(os.fsdecode(b"\\xff"))
+print("printed by a model of the user's own")
+tracker.say("last")
+"""
+
+
+def speaker(tmp_path: Path, how: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SPEAK, how],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
+    process = speaker(tmp_path, "leave")
+    assert process.stdin
+    assert process.stdout
+    assert process.stdout.readline() == b"first\n"
+    process.stdout.close()  # as `| head -1` does
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.stderr
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+    assert (tmp_path / "run/train.log").read_text(encoding="utf-8").splitlines()[-1] == "last"
+
+
+@pytest.mark.parametrize(("encoding", "said"), [("utf-8", r"caf\udce9.jpg ✓"), ("ascii", r"caf\udce9.jpg \u2713")])
+def test_what_an_encoding_lacks_is_said_in_its_letters(tmp_path: Path, encoding: str, said: str) -> None:
+    out, err = speaker(tmp_path, "stay", PYTHONIOENCODING=f"{encoding}:strict").communicate(timeout=60)
+    assert err == b""
+    assert out.decode(encoding).splitlines() == ["first", "early", said, "printed by a model of the user's own", "last"]
+    log = (tmp_path / "run/train.log").read_text(encoding="utf-8").splitlines()
+    assert log == ["first", r"caf\udce9.jpg ✓", r"\udcff", "last"]
+
+
 @pytest.fixture(scope="module")
 def piped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
     """A whole run with a pipe for its output and a file where TensorBoard wants its folder."""

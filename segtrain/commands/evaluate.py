@@ -26,10 +26,11 @@ class EvaluateOptions:
 
 
 def run(cfg: DictConfig, folder: RunFolder) -> float:
-    """Scores one split, prints the table, writes `metrics.json` and returns the first score."""
+    """Scores one split, prints the table, writes `metrics.json` and returns the mean IoU."""
     plain: Any = OmegaConf.to_container(cfg)
     signatures.check(plain, EvaluateOptions, "")
     options = EvaluateOptions(**plain)
+    folder.refuse_other_run("checkpoints", "hydra.run.dir=DIR names another folder; without it a new one is made")
     segmenter = experiment.from_checkpoint(
         options.checkpoint, over=options.over, choices=options.choices, allow_targets=options.allow_targets
     )
@@ -59,3 +60,8 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
         write_json(path / "metrics.json", {**scores, "checkpoint": options.checkpoint, "split": options.split})
     tracker.say(f"metrics: {path / 'metrics.json'}")
     return float(scores["miou"])
+
+
+def goal(cfg: DictConfig) -> tuple[str, bool]:
+    """The score that `run` returned: its name, and whether more of it is better."""
+    return "miou", True

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import json
+import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,9 @@ from segtrain.run_folder import RunFolder
 from segtrain.tracking import RunTracker, write_json
 from segtrain.types import IGNORE_INDEX, Fraction
 
+KINDS = {"masks": ".png", "overlays": ".jpg", "areas": ".json"}
+"""What is written for each image, each kind in a folder of its name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
@@ -37,18 +43,22 @@ class PredictOptions:
 
 
 def run(cfg: DictConfig, folder: RunFolder) -> float:
-    """Writes `masks/`, `overlays/` and `areas/` for each image; returns the number of images."""
+    """Writes `masks/`, `overlays/` and `areas/` for each image; returns NaN: nothing is scored."""
     plain: Any = OmegaConf.to_container(cfg)
     signatures.check(plain, PredictOptions, "")
     options = PredictOptions(**plain)
-    images = find_images(options.input)
+    folder.refuse_other_run("checkpoints", "hydra.run.dir=DIR names another folder; without it a new one is made")
+    known = Path(options.output).expanduser() if options.output else folder.path
+    images, own = find_images(options.input, known)
+    refuse_overwriting(images, known)
     segmenter, report = _segmenter(options)
     path = folder.choose(segmenter.settings.name)
-    output = Path(options.output).expanduser() if options.output else path
+    output = known or path
     folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
     tracker = RunTracker(path, log_name="predict.log")
     tracker.say(f"model  {report}")
-    tracker.say(f"images {len(images)} on {segmenter.device}")
+    passed = f", {own} results of predict passed over" if own else ""
+    tracker.say(f"images {len(images)} on {segmenter.device}{passed}")
     bar = tracker.bar(len(images), "predict")
     totals = np.zeros(len(segmenter.classes), np.int64)
     for name, file in images.items():
@@ -64,10 +74,15 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     bar.close()
     summary = {"images": len(images), "pixels": dict(zip(segmenter.classes, totals.tolist(), strict=True))}
     write_json(path / "metrics.json", summary)
-    for kind in ("masks", "overlays", "areas"):
+    for kind in KINDS:
         tracker.say(f"{kind}: {output / kind}")
     tracker.say(f"metrics: {path / 'metrics.json'}")
-    return float(len(images))
+    return math.nan
+
+
+def goal(cfg: DictConfig) -> tuple[str, bool]:
+    """Predictions have no score."""
+    return "", True
 
 
 def _segmenter(options: PredictOptions) -> tuple[experiment.Segmenter, str]:
@@ -90,40 +105,87 @@ def _segmenter(options: PredictOptions) -> tuple[experiment.Segmenter, str]:
     return experiment.from_config(cfg)
 
 
-def find_images(source: str) -> dict[str, Path]:
+def find_images(source: str, output: Path | None) -> tuple[dict[str, Path], int]:
     """Image files by the name their results get: a file, a folder with its tree, or a glob.
+
+    What lies in `output`'s own masks/ and overlays/ is passed over, and how much it was returned too: a second call
+    with one folder for both would else take its own results for photos.
 
     Raises:
         DataError: nothing there.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return {path.stem: path}
+        return {path.stem: path}, 0
     if path.is_dir():
-        files, root = [file for file in sorted(path.rglob("*")) if _is_image(file)], path
+        all_files = [file for file in sorted(path.rglob("*")) if _is_image(file)]
     else:
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        files = [Path(name) for name in found if _is_image(Path(name))]
-        root = Path(os.path.commonpath([file.parent for file in files])) if files else path
+        all_files = [Path(name) for name in found if _is_image(Path(name))]
+    results = [] if output is None else [(output / kind).resolve() for kind in KINDS]
+    files = [file for file in all_files if not any(file.resolve().is_relative_to(folder) for folder in results)]
+    own = len(all_files) - len(files)
     if not files:
         raise DataError(
-            "no images found", where=source, expected=f"a file, a folder or a glob of {listed(IMAGE_SUFFIXES, 20)}"
+            "no images found" + (f" but {own} in {output}/{{{','.join(KINDS)}}}, where results go" if own else ""),
+            where=source,
+            expected=f"a file, a folder or a glob of {listed(IMAGE_SUFFIXES, 20)}",
+            fix="another output=DIR, if they are the images" if own else None,
         )
+    root = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(root) for file in files]
     stems = [str(name.with_suffix("")) for name in names]
     # dog.jpg beside dog.png: the suffix tells their results apart.
     count = Counter(stems)
-    results: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for stem, name, file in zip(stems, names, files, strict=True):
         result = stem if count[stem] == 1 else str(name.with_name(name.name.replace(".", "_")))
-        if result in results:
+        if result in images:
             raise DataError(
                 f"two images would have the result '{result}'",
-                where=f"{results[result]}\n{file}",
+                where=f"{images[result]}\n{file}",
                 fix="rename one of them",
             )
-        results[result] = file
-    return results
+        images[result] = file
+    return images, own
+
+
+def refuse_overwriting(images: Mapping[str, Path], output: Path | None) -> None:
+    """Stops before anything is written where a result would replace a file that predict did not write.
+
+    Raises:
+        ConfigError: such files; the usual ones are a dataset's own masks.
+    """
+    if output is None:  # a new folder
+        return
+    inputs = {file.resolve() for file in images.values()}
+    foreign = []
+    for name in images:
+        there = [path for path in _result_files(output, name).values() if path.exists()]
+        earlier = _is_ours(_result_files(output, name)["areas"])
+        foreign += [path for path in there if not earlier or path.resolve() in inputs]
+    if foreign:
+        raise ConfigError(
+            f"{len(foreign)} files that predict did not write would be overwritten",
+            where="\n".join(str(path) for path in foreign[:10])
+            + (f"\nand {len(foreign) - 10} more" if len(foreign) > 10 else ""),
+            expected="a folder without them, or with the results of an earlier predict",
+            fix="another output=DIR (without it: hydra.run.dir=DIR, or leave both out for a new folder)",
+        )
+
+
+def _is_ours(areas: Path) -> bool:
+    """Whether an earlier predict wrote this file, and with it the mask and the overlay of the same name."""
+    try:
+        content = json.loads(areas.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or no JSON: whatever it is, it is not ours
+        return False
+    return isinstance(content, dict) and set(content) == {"image", "size", "classes"}
+
+
+def _result_files(output: Path, name: str) -> dict[str, Path]:
+    """Where the results of an image go; suffixes are added, because a name may hold dots."""
+    return {kind: output / kind / f"{name}{suffix}" for kind, suffix in KINDS.items()}
 
 
 def _is_image(file: Path) -> bool:
@@ -148,17 +210,14 @@ def write_result(
     table[IGNORE_INDEX] = pictures.VOID
     mask.putpalette(table.tobytes())
     picture = Image.fromarray(pictures.overlay(image, prediction, segmenter.palette, opacity))
-    mask.save(_beside(output / "masks" / name, ".png"))
-    picture.save(_beside(output / "overlays" / name, ".jpg"), quality=92)
+    files = _result_files(output, name)
+    for path in files.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
     classes = {
         label: {"pixels": int(area), "share": float(area / areas.sum())}
         for label, area in zip(segmenter.classes, areas, strict=True)
     }
     content = {"image": str(file), "size": list(prediction.shape), "classes": classes}
-    write_json(_beside(output / "areas" / name, ".json"), content)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    """`path` with the suffix added (a name may hold dots), its folder made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(path.name + suffix)
+    write_json(files["areas"], content)  # first: what is there says that the other two are ours to overwrite
+    mask.save(files["masks"])
+    picture.save(files["overlays"], quality=92)

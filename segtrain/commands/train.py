@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segtrain import checkpoint, distributed, experiment, resuming
-from segtrain.run_folder import RunFolder
+from segtrain import checkpoint, distributed, experiment, resuming, signatures
+from segtrain.run_folder import RunFolder, override
 from segtrain.settings import Settings
 from segtrain.tracking import class_table, say_early
 from segtrain.trainer import Trainer
@@ -19,31 +21,44 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     settings = Settings(cfg)
     options = settings.options
     experiment.join(settings)
+    if options.resume is None:
+        folder.refuse_other_run(
+            "checkpoints/last.pt", "trainer.resume=auto goes on with it; hydra.run.dir=DIR names another folder"
+        )
     found = resuming.find_checkpoint(options.resume, folder, settings.name, cfg, say_early)
     path = Path(distributed.from_main(str(folder.choose(settings.name))))
     state: dict[str, Any] | None = None
     if found is not None:
         state = checkpoint.load(found)
-        scores = resuming.finished_scores(path, cfg, state)
+        changed = resuming.refuse_changes(cfg, state, options.resume_allow or [], say_early)
+        scores = resuming.finished_scores(path, changed, state)
         if scores is not None:
-            say_early(f"the run in {path} is finished: {options.monitor} {scores[options.monitor]:.4f}")
-            return float(scores[options.monitor])
-        resuming.refuse_changes(cfg, state, options.resume_allow or [], say_early)
+            score = scores[options.monitor]
+            say_early(f"the run in {path} is finished: {options.monitor} {'-' if score is None else f'{score:.4f}'}")
+            return math.nan if score is None else float(score)
         if distributed.is_main():
-            resuming.bring_best(found, path / "checkpoints")
+            state = resuming.bring_best(found, state, path / "checkpoints", say_early)
+        state["best"] = distributed.from_main(state["best"])
     if distributed.is_main():
         folder.describe(cfg, experiment.versions(), options.device)
+        (path / "metrics.json").unlink(missing_ok=True)  # it says that a run is finished
     trainer = experiment.build(cfg, folder=path, resume=state, resume_hint=folder.resume_line())
     trainer.tracker.text("config", "```yaml\n" + OmegaConf.to_yaml(cfg) + "\n```")
     best = trainer.fit()
-    close(trainer, path, best)
+    close(trainer, folder, best, settings.allow)
     trainer.tracker.finish(trainer.summary(), resuming.flat(settings.tree), options.monitor)
     return float(best[options.monitor])
 
 
-def close(trainer: Trainer, path: Path, best: dict[str, Any]) -> None:
+def goal(cfg: DictConfig) -> tuple[str, bool]:
+    """The score that `run` returned: its name, and whether more of it is better."""
+    task: Any = signatures.resolve(cfg.task["_target_"], "task", cfg.allow_targets or [])
+    return cfg.trainer.monitor, task.monitors[cfg.trainer.monitor]
+
+
+def close(trainer: Trainer, folder: RunFolder, best: dict[str, Any], allow: list[str]) -> None:
     """The closing block: scores by class, every file, and what to do next."""
-    say, checkpoints = trainer.tracker.say, trainer.checkpoints
+    say, checkpoints, path = trainer.tracker.say, trainer.checkpoints, trainer.checkpoints.parent
     say()
     for line in class_table(best):
         say(line)
@@ -51,6 +66,9 @@ def close(trainer: Trainer, path: Path, best: dict[str, Any]) -> None:
     say(f"best: {checkpoints / 'best.pt'}  (epoch {best['epoch']})")
     say(f"last: {checkpoints / 'last.pt'}")
     say(f"metrics: {path / 'metrics.json'}")
-    say(f"curves: tensorboard --logdir {path}")
-    say(f"next: python -m segtrain evaluate checkpoint={checkpoints / 'best.pt'}")
-    say(f"next: python -m segtrain predict checkpoint={checkpoints / 'best.pt'} input=photo.jpg")
+    drawn = trainer.options.tensorboard
+    say(f"curves: tensorboard --logdir {shlex.quote(str(path))}" if drawn else f"curves: {path / 'metrics.jsonl'}")
+    words = [override("checkpoint", str(checkpoints / "best.pt"))]
+    words += [f"allow_targets=[{','.join(allow)}]"] if allow else []  # never taken from a checkpoint
+    say(f"next: {folder.command_line('evaluate', *words)}")
+    say(f"next: {folder.command_line('predict', *words, 'input=photo.jpg')}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from segtrain.data.dataset import IMAGE_SUFFIXES, SegmentationDataset, files_by_stem
-from segtrain.errors import ConfigError, DataError
+from segtrain.errors import ConfigError, DataError, listed
 from segtrain.types import Fraction, Record
 
 
@@ -95,9 +96,34 @@ class Folder(SegmentationDataset):
         return path.stem.endswith(self.mask_suffix)
 
     def _from_list(self, path: Path) -> list[Record]:
-        names = [self._name(entry) for entry in self.read_list(path)]
+        names = self._names(path)
+        self._refuse_repeated(names, path)
         images, targets = self._index(self.root / self.image_dir, self.root / self.mask_dir)
         return self.pick(names, images, targets, path)
+
+    def _names(self, path: Path) -> list[str]:
+        return [self._name(entry) for entry in self.read_list(path)]
+
+    def _refuse_repeated(self, names: list[str], path: Path) -> None:
+        """A name is in one list and once: a score on images that were trained on says nothing."""
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        if twice:
+            raise DataError(
+                f"{len(twice)} names are in {path.name} more than once",
+                where=f"{path}\n{listed(twice)}",
+                expected="each name once, with or without folder and ending",
+                fix="take the repeated lines out",
+            )
+        for other in (self.root / f"{split}.txt" for split in self.splits if split != self.split):
+            others = set(self._names(other)) if other.is_file() else set()
+            shared = [name for name in names if name in others]
+            if shared:
+                raise DataError(
+                    f"{len(shared)} names of {path.name} are in {other.name} too",
+                    where=f"{path}\n{other}\n{listed(shared)}",
+                    expected="each name in one split: scores on images that were trained on say nothing",
+                    fix="take these lines out of one of the two lists",
+                )
 
     def _name(self, entry: str) -> str:
         """`images/a/01.jpg`, `a/01.jpg` and `a/01` all mean `a/01`."""

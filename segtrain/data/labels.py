@@ -100,7 +100,7 @@ class LabelMap:
             "grey RGB mask has two meanings: its values are class indices and also colors of the palette",
             where=f"{path} ({_size(values)}, RGB, values {_show(greys)})",
             expected="one meaning",
-            fix=f"if they are colors: data.label_map={_override(greys)}; "
+            fix=f"if they are colors: data.label_map={_override({**(self.label_map or {}), **greys})}; "
             "if they are class indices: save the masks with one channel",
         )
 
@@ -127,8 +127,9 @@ class LabelMap:
             return f"say what each value means, e.g. data.label_map={meaning}"
         if self.label_map is None:
             return f"name every class in data.classes (now {self.num_classes}), or map values by data.label_map"
-        ignored = dict.fromkeys(illegal[:_SHOWN], IGNORE_INDEX)
-        return f"add what is missing, e.g. data.label_map={_override(ignored)} to leave it unlabelled"
+        # With what the map has already: a map on the command line takes the place of the one before.
+        whole = {**self.label_map, **dict.fromkeys(illegal[:_SHOWN], IGNORE_INDEX)}
+        return f"add what is missing, e.g. data.label_map={_override(whole)} to leave it unlabelled"
 
     def _unknown_colors(self, packed: np.ndarray, target: np.ndarray, path: Path | str) -> DataError:
         unknown = _by_count(packed[target == _ILLEGAL])

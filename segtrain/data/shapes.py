@@ -12,7 +12,7 @@ import numpy as np
 
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.errors import ConfigError, listed
-from segtrain.types import IGNORE_INDEX, PositiveInt, Record
+from segtrain.types import IGNORE_INDEX, PositiveInt, Record, Seed
 
 # How often a shape is drawn: class imbalance as real data have it.
 FREQUENCY = {"disc": 0.38, "square": 0.27, "triangle": 0.20, "ring": 0.15}
@@ -35,7 +35,7 @@ class Shapes(SegmentationDataset):
         train_images: PositiveInt = 320,
         val_images: PositiveInt = 64,
         size: PositiveInt = 96,
-        data_seed: int = 0,
+        data_seed: Seed = 0,
         **shared: object,
     ) -> None:
         self.images = {"train": train_images, "val": val_images}

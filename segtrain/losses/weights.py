@@ -16,15 +16,16 @@ def class_weights(
 ) -> Tensor:
     """Weights that raise rare classes: (C,) float32, finite and positive.
 
-    `median_frequency`: median(freq) / freq, a class's freq being its share of the labelled pixels of the
-    images that contain it (Eigen and Fergus 2015; SegNet). SegNet's published CamVid weights (0.2595 sky, 0.1826
+    `median_frequency`: median(freq) / freq, a class's freq being its share of all pixels, unlabelled ones too, of
+    the images that contain it (Eigen and Fergus 2015; SegNet). SegNet's published CamVid weights (0.2595 sky, 0.1826
     building, ..., 9.6446 sign) are not quite what its training labels give (0.2794, 0.2018, ..., 3.8464).
     `auto`: 1 / ln(1.02 + share of all labelled pixels), from 1.42 to 50.5 (ENet, Paszke et al. 2016).
     A class without pixels has weight 1: no pixel asks for it, and the formulas' answer is huge or infinite.
 
     Args:
         pixels: (C,) int64, labelled pixels of each class.
-        pixels_of_images_with_class: (C,) int64, all labelled pixels of the images that contain the class.
+        pixels_of_images_with_class: (C,) int64, all pixels, unlabelled ones too, of the images that contain the
+            class.
 
     Raises:
         DataError: no pixel is labelled.

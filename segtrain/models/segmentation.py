@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from segtrain.errors import ConfigError
 from segtrain.models.backbones.build import Backbone
 from segtrain.models.layers import FCNHead, resize_logits
 
@@ -41,6 +42,13 @@ class SegmentationModel(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Image (B, C, H, W) float -> `{"out": (B, num_classes, H, W)[, "aux": same]}`: the image's size."""
         native = self.logits(image)
+        if not isinstance(native, dict):
+            raise ConfigError(
+                f"{type(self).__name__}.logits returns a {type(native).__name__}",
+                where="model._target_",
+                expected='{"out": logits (B, num_classes, h, w)}, and maybe "aux" alike',
+                fix='return {"out": logits}',
+            )
         size = image.shape[-2:]
         return {name: resize_logits(value, size, self.align_corners) for name, value in native.items()}
 

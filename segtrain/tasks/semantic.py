@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segtrain import distributed
+from segtrain.errors import ConfigError
+from segtrain.inference import outputs_of, wrong_outputs
 from segtrain.losses.combine import SegmentationLoss
 from segtrain.metrics.confusion import ConfusionMatrix
 from segtrain.types import Batch
@@ -71,8 +73,20 @@ class SemanticTask:
         return self.loss.counts(batch.target.long())
 
     def losses(self, model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
-        """The loss terms of one batch by name, their weighted sum under `loss`."""
-        outputs = model(self.normalize(batch.image))
+        """The loss terms of one batch by name, their weighted sum under `loss`.
+
+        Raises:
+            ConfigError: the batch is too small for batch normalization, or the network breaks its contract.
+        """
+        try:
+            outputs = outputs_of(model, self.normalize(batch.image))
+        except ValueError as error:
+            # Where in the network an image shrinks to one value, only the network knows, and torch finds it.
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise _too_small(batch.image) from error
+        for logits in outputs.values():
+            self._check_channels(logits)
         return self.loss(outputs, batch.target.long(), counts)
 
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
@@ -81,15 +95,38 @@ class SemanticTask:
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Image (B, H, W, C) -> logits (B, num_classes, H, W) at the image's size."""
-        return self.inference(model, self.normalize(image))
+        logits = self.inference(model, self.normalize(image))
+        self._check_channels(logits)
+        return logits
 
     def meter(self) -> SemanticMeter:
         """Counts for one evaluation."""
         return SemanticMeter(self)
 
+    def _check_channels(self, logits: Tensor) -> None:
+        # Too few end in a device-side assert; too many train in silence and fail at the first validation.
+        if logits.shape[1] != len(self.classes):
+            found = f"the model's logits are {tuple(logits.shape)}, the data have {len(self.classes)} classes"
+            raise wrong_outputs(found, len(self.classes))
+
+
+def _too_small(image: Tensor) -> ConfigError:
+    batch, height, width = image.shape[:3]
+    return ConfigError(
+        f"a batch of {batch} with crops of {height}x{width} leaves batch normalization one value per channel",
+        where="data.crop_size, data.batch_size",
+        expected="at least 2 values per channel wherever the model normalizes",
+        fix="data.batch_size=2 or more, a larger data.crop_size, or model.freeze_bn=true",
+    )
+
 
 class SemanticMeter:
-    """Confusion matrix and loss sums of one evaluation; memory does not grow with the number of images."""
+    """Confusion matrix and loss sums of one evaluation; memory does not grow with the number of images.
+
+    Losses are computed one image at a time, so that no number depends on the batch size: a mean over pixels is
+    that of all images together, a loss of regions (Dice, Tversky, Lovász) is the mean of the images' own, and OHEM
+    keeps its hardest pixels per image. In training these two look at a whole batch.
+    """
 
     def __init__(self, task: SemanticTask) -> None:
         self.task = task
@@ -100,10 +137,14 @@ class SemanticMeter:
     def update(self, model: nn.Module, batch: Batch) -> None:
         logits = self.task.logits(model, batch.image)
         target = batch.target.long()
-        counts = self.task.loss.counts(target)
-        terms = self.task.loss({"out": logits}, target, torch.ones_like(counts))
-        self.totals += torch.stack([terms[name] for name in self.task.loss.terms]).double().cpu()
-        self.counts += counts.double().cpu()
+        loss, totals, counts = self.task.loss, [], []
+        for one, truth in zip(logits.split(1), target.split(1), strict=True):
+            counts.append(loss.counts(truth))
+            terms = loss({"out": one}, truth, torch.ones_like(counts[-1]))
+            totals.append(torch.stack([terms[name] for name in loss.terms]))
+        # To the CPU once per batch, and before float64, which MPS has not.
+        self.totals += torch.stack(totals).cpu().double().sum(0)
+        self.counts += torch.stack(counts).cpu().double().sum(0)
         # `max` and not `argmax`: same labels, several times faster along a strided channel axis on the CPU.
         self.confusion.update(logits.max(1).indices.to(torch.uint8), batch.target)
 

@@ -49,6 +49,30 @@ def test_splits_by_lists_of_names_or_paths(tmp_path: Path, put: Any, texts: Any,
         folder(tmp_path, "test")
 
 
+def test_a_name_twice_in_a_list_is_refused_however_it_is_written(tmp_path: Path, put: Any, texts: Any) -> None:
+    fill(put, "images", "masks", "a", "b", "c")
+    texts("train.txt", "a", "b", "images/b.jpg", "c", "c.png")
+    texts("val.txt", "a")
+    with pytest.raises(DataError, match=r"2 names are in train\.txt more than once") as caught:
+        folder(tmp_path)
+    assert caught.value.where == f"{tmp_path / 'train.txt'}\nb, c"
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train"), ("test", "train")])
+def test_a_name_in_two_lists_is_refused(tmp_path: Path, put: Any, texts: Any, split: str, other: str) -> None:
+    stems = [f"n{i:02d}" for i in range(15)]
+    fill(put, "images", "masks", *stems)
+    for name in ("train", "val", "test"):
+        texts(f"{name}.txt", f"only_{name}")
+    texts(f"{split}.txt", *stems[:12])
+    texts(f"{other}.txt", *[f"images/{stem}.png" for stem in stems])
+    with pytest.raises(DataError, match=rf"12 names of {split}\.txt are in {other}\.txt too") as caught:
+        folder(tmp_path, split)
+    assert f"{', '.join(stems[:10])} and 2 more" in str(caught.value.where)
+    texts(f"{other}.txt", *stems[12:])
+    assert names(folder(tmp_path, split)) == stems[:12]
+
+
 def test_a_list_cannot_reach_outside(tmp_path: Path, put: Any, texts: Any) -> None:
     fill(put, "images", "masks", "a")
     texts("train.txt", "../../secret")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,7 +87,20 @@ def test_at_most_twelve_values_are_shown() -> None:
 def test_a_value_the_map_lacks_is_proposed_as_unlabelled() -> None:
     error = refusal(LabelMap(names(2), None, {1: 0, 2: 1}), np.array([[1, 3]], np.uint8))
     assert error.expected == "the values that data.label_map lists, 1 2, or 255 for unlabelled"
-    assert "data.label_map={3: 255}" in str(error.fix)
+    assert "data.label_map={1: 0, 2: 1, 3: 255}" in str(error.fix)
+
+
+def test_following_the_proposals_ends_with_a_mask_that_is_read() -> None:
+    mask, mapping = np.array([range(40)], np.uint8), {0: 0}
+    for _ in range(4):
+        fix = str(refusal(LabelMap(names(2), None, mapping), mask).fix)
+        mapping = yaml.safe_load(fix.split("data.label_map=")[1].split("}")[0] + "}")
+    assert LabelMap(names(2), None, mapping).apply(mask, "").tolist() == [[0] + [255] * 39]
+
+
+def test_the_map_that_settles_two_meanings_keeps_what_was_mapped() -> None:
+    labels = LabelMap(names(2), [[128, 128, 128], RED], {7: 1, 0: 0}, [[0, 0, 0]])
+    assert "data.label_map={7: 1, 0: 255};" in str(refusal(labels, grey(0, 0)).fix)
 
 
 def test_a_jpeg_mask_is_told_apart() -> None:

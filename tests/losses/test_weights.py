@@ -14,21 +14,21 @@ from segtrain.losses.weights import class_weights, listed_class_weights
 
 
 def counts(images: list[list[int]], num_classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels per class, and labelled pixels of the images that contain it."""
+    """Pixels per class, and all pixels of the images that contain it."""
     pixels, of_images = torch.zeros(2, num_classes, dtype=torch.int64)
     for image in images:
         labels = [label for label in image if label != 255]
         for label in labels:
             pixels[label] += 1
         for label in set(labels):
-            of_images[label] += len(labels)
+            of_images[label] += len(image)
     return pixels, of_images
 
 
 def test_median_frequency_is_over_the_images_that_hold_the_class() -> None:
     images = [[0, 0, 0, 1, 255, 255], [0, 0, 1, 1], [2, 0, 0, 0, 0, 0, 0, 0]]
-    # Class 0: 12 of 16 pixels, class 1: 3 of the 8 in images 1 and 2, class 2: 1 of the 8 in image 3.
-    frequency = np.array([12 / 16, 3 / 8, 1 / 8])
+    # Unlabelled ones count. Class 0: 12 of 18 pixels, 1: 3 of the 10 in images 1 and 2, 2: 1 of the 8 in image 3.
+    frequency = np.array([12 / 18, 3 / 10, 1 / 8])
     found = class_weights("median_frequency", *counts(images, 3))
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx((np.median(frequency) / frequency).tolist())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from segtrain.errors import ConfigError
 from segtrain.models.deeplab import DeepLabV3, DeepLabV3Plus
 from segtrain.models.fcn import FCNTorchvision
 from segtrain.models.layers import resize_logits
@@ -113,3 +114,12 @@ def test_aux_can_be_left_out(build: type[nn.Module]) -> None:
 def test_a_model_without_logits_says_so() -> None:
     with pytest.raises(NotImplementedError, match="SegmentationModel must compute its logits"):
         SegmentationModel(num_classes=2, in_channels=3)(torch.zeros(1, 3, 2, 2))
+
+
+def test_logits_that_are_no_dict_are_named() -> None:
+    class Bare(SegmentationModel):
+        def logits(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return image  # type: ignore[return-value]
+
+    with pytest.raises(ConfigError, match=r"Bare\.logits returns a Tensor"):
+        Bare(num_classes=3, in_channels=3)(torch.zeros(1, 3, 4, 4))
