@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import math
 import os
 import sys
 import traceback
@@ -19,33 +18,13 @@ from typing import Any
 
 from segtrain import __version__
 from segtrain.errors import ConfigError, ResourceError, SegtrainError, closest, listed
-
-EXAMPLES = (
-    ("python -m segtrain", "train a U-Net on generated shapes: no download, no GPU"),
-    ("python -m segtrain experiment=unet_pet data.root=/datasets", "a recipe on a dataset you have"),
-    ("python -m segtrain model=deeplabv3plus data=voc optimizer.lr=3e-4", "other parts, other values"),
-    ("python -m segtrain evaluate checkpoint=outputs/train/…/best.pt", "score a checkpoint"),
-    ("python -m segtrain predict checkpoint=… input='photos/*.jpg'", "masks, overlays, class areas"),
-    ("python -m segtrain --multirun model=unet,lraspp optimizer.lr=1e-3,3e-4", "every combination"),
-)
+from segtrain.outcomes import Outcome, sweep_table
 
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     "--experimental-rerun",
 )
 HYDRA_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-
-
-@dataclass
-class Outcome:
-    """What became of one job; a sweep has several."""
-
-    overrides: list[str]
-    code: int = 0
-    score: float = float("nan")
-    message: str = ""
-    monitor: str = ""
-    higher_is_better: bool = True
 
 
 @dataclass
@@ -74,6 +53,8 @@ def run(argv: list[str]) -> int:
     try:
         command, rest = split_command(argv)
         if {"-h", "--help"} & set(rest):
+            from segtrain.help import help_text
+
             say(help_text(rest))
             return 0
         if "--version" in rest:
@@ -266,54 +247,6 @@ def report(error: SegtrainError, traces: bool) -> int:
     sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{error}\n")
     sys.stderr.flush()
     return error.code
-
-
-def sweep_table(outcomes: list[Outcome]) -> str:
-    """All jobs of a sweep by what differs between them, the best first, failures with their cause last."""
-    # Scores of several monitors, as in trainer.monitor=miou,loss, have no order.
-    comparable = len({outcome.monitor for outcome in outcomes if outcome.code == 0}) == 1
-
-    def rank(number: int) -> tuple[bool, bool, float, int]:
-        outcome = outcomes[number]
-        known = comparable and math.isfinite(outcome.score)
-        worth = (outcome.score if outcome.higher_is_better else -outcome.score) if known else 0.0
-        return outcome.code != 0, not known, -worth, number
-
-    order = sorted(range(len(outcomes)), key=rank)
-    differing = [
-        " ".join(o for o in outcome.overrides if not all(o in other.overrides for other in outcomes))
-        for outcome in outcomes
-    ]
-    width = max(len("overrides"), *(len(text) for text in differing))
-    lines = ["", f"job  {'overrides':<{width}}  score   status"]
-    for position, number in enumerate(order):
-        outcome = outcomes[number]
-        best = position == 0 and comparable and math.isfinite(outcome.score)
-        score = f"{outcome.score:.4f}" if math.isfinite(outcome.score) else "-"
-        status = ("ok" + ("  * best" if best else "")) if outcome.code == 0 else f"failed: {outcome.message}"
-        lines.append(f"{number:>3}  {differing[number]:<{width}}  {score:>6}  {status}")
-    failed = sum(outcome.code != 0 for outcome in outcomes)
-    lines.append(f"{len(outcomes) - failed} ok, {failed} failed")
-    return "\n".join(lines)
-
-
-def help_text(argv: list[str]) -> str:
-    """Commands, groups with their options, and six examples."""
-    from segtrain.composition import COMMANDS, groups
-
-    own = [Path(argv[i + 1]) for i, a in enumerate(argv[:-1]) if a in ("--config-dir", "-cd")]
-    own += [Path(a.partition("=")[2]) for a in argv if a.startswith("--config-dir=")]
-    lines = [f"segtrain {__version__}: train, evaluate and use image segmentation models", ""]
-    lines += ["usage: python -m segtrain [command] [group=option …] [key=value …]", "", "commands"]
-    lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-    lines += ["", "groups"]
-    lines += [f"  {group:<10} {', '.join(options)}" for group, options in groups(own).items()]
-    lines += ["", "examples"]
-    lines += [f"  {line}\n      {what}" for line, what in EXAMPLES]
-    lines += ["", "flags", "  --cfg job        show the composed config"]
-    lines += ["  --multirun, -m   one job for each combination of a,b,c values"]
-    lines += ["  --config-dir DIR your own groups and experiments", "  --version"]
-    return "\n".join(lines)
 
 
 def say(text: str) -> None:

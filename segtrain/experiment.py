@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from segtrain import __version__, checkpoint, distributed
-from segtrain.composition import compose, lay_over, register_resolvers, run_id
+from segtrain.checkpoint_content import refuse_misfitting_content
+from segtrain.composition import compose, lay_over, run_id
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.labels import voc_palette
 from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
 from segtrain.device import amp_dtype, be_deterministic, memory_format, pick_device
-from segtrain.errors import CheckpointError, ConfigError, listed
+from segtrain.errors import CheckpointError, ConfigError
 from segtrain.introduction import environment_line, model_name, say_data, say_plan
 from segtrain.losses.weights import listed_class_weights
 from segtrain.parts import make_class_weights, make_dataset, make_model, make_optimizer, make_task, refuse_batch_of_one
@@ -195,54 +195,6 @@ def from_checkpoint(
         ) from error
     class_weights = _class_weights(settings, state)
     return segmenter(cfg, settings, model, state["classes"], state["palette"], class_weights)
-
-
-def refuse_misfitting_content(state: Mapping[str, Any], path: Path) -> None:
-    """Checks what is taken from a checkpoint once: the digest says that it is whole, not that it is ours.
-
-    Raises:
-        CheckpointError: something is missing, of another type, or of another length than there are classes.
-    """
-    names, colors, weights, ema = (state.get(key) for key in ("classes", "palette", "class_weights", "ema"))
-    config, count = state.get("config"), None
-    if isinstance(config, dict):
-        register_resolvers()
-        try:
-            count = OmegaConf.select(OmegaConf.create(config), "data.num_classes")
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise _misfit(path, f"its config cannot be read: {str(error).splitlines()[0]}") from error
-    missing = [key for key in ("config", "model", "ema", "classes", "palette", "class_weights") if key not in state]
-    sound = {
-        "config": isinstance(config, dict) and isinstance(count, int),
-        "model": _is_weights(state.get("model")),
-        "ema": ema is None or (isinstance(ema, dict) and _is_weights(ema.get("model"))),
-        "classes": isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names),
-        "palette": isinstance(colors, list) and len(colors) == count and all(_is_color(color) for color in colors),
-        "class_weights": weights is None
-        or (isinstance(weights, torch.Tensor) and weights.is_floating_point() and tuple(weights.shape) == (count,)),
-    }
-    if missing:
-        raise _misfit(path, f"it has no {listed(missing)}")
-    wrong = [key for key, fits in sound.items() if not fits]
-    if wrong:
-        raise _misfit(path, f"its {listed(wrong[:1])} has not the form that training writes")
-
-
-def _misfit(path: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        f"this file cannot be used as a checkpoint: {found}",
-        where=path,
-        expected="config, model, ema, classes, palette and class_weights as training writes them, for the same classes",
-        fix="use a checkpoint that segtrain wrote (best.pt, last.pt); plain weights are loaded with model.weights=PATH",
-    )
-
-
-def _is_weights(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
-
-
-def _is_color(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(v in range(256) for v in value)
 
 
 def _class_weights(settings: Settings, state: Mapping[str, Any]) -> torch.Tensor | None:
