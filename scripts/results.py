@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from pathlib import Path
 
 ROWS = {
     "unet_pet": ["experiment=unet_pet", "data.root={data}"],
-    "unet_portrait": ["experiment=unet_portrait", "data.root={data}/portrait360"],
+    # In this set 1 is the background and 0 the person.
+    "unet_portrait": ["experiment=unet_portrait", "data.root={data}/portrait360", "data.label_map={{0: 1, 1: 0}}"],
     "deeplabv3plus_camvid": [
         "experiment=deeplabv3plus_camvid",
         "data.root={data}",
@@ -48,7 +50,7 @@ def row(name: str, shown: list[str], folder: Path) -> str:
     """One line of the table."""
     scores = json.loads((folder / "metrics.json").read_text())
     minutes = int((folder / "wall_seconds").read_text()) / 60
-    command = "`python -m segtrain " + " ".join(shown) + "`"
+    command = "`python -m segtrain " + shlex.join(shown) + "`"
     return (
         f"| {100 * scores['miou']:.1f} | {100 * scores['pixel_accuracy']:.1f} | {scores['epochs']} | "
         f"{minutes:.0f} min | {command} |"
