@@ -76,6 +76,13 @@ def find_checkpoint(resume: str | None, folder: RunFolder, name: str, cfg: DictC
     return None
 
 
+def goes_on_in(resume: str | None, folder: Path | None) -> bool:
+    """Whether the run that `trainer.resume` goes on with is the one in `folder`, and not another one there."""
+    if resume in (None, "auto") or folder is None:
+        return resume == "auto"
+    return Path(resume).expanduser().resolve().parent == (folder / "checkpoints").resolve()
+
+
 def newest_whole(run: Path, say: Say) -> Path | None:
     """The newest checkpoint of a run that loads and matches its digest; damaged ones are named."""
     found = sorted((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -167,3 +167,17 @@ def test_nothing_that_is_not_finite_is_saved(finished: Path, tmp_path: Path, fas
     with pytest.raises(NonFiniteError, match="nothing was saved"):
         runner.save("last.pt")
     assert not (tmp_path / "checkpoints" / "last.pt").exists()
+
+
+def test_a_checkpoint_from_elsewhere_does_not_overwrite_the_run_in_a_folder(
+    finished: Path, door: Door, tmp_path: Path, fast: list[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "other")
+    before = (tmp_path / "other" / "checkpoints" / "last.pt").read_bytes()
+    source = finished / "checkpoints" / "last.pt"
+    line = [*fast, *SIZES, "trainer.epochs=3", "hydra.run.dir=other"]
+    done = door(*line, f"trainer.resume={source}")
+    assert done.code == 2
+    assert (tmp_path / "other" / "checkpoints" / "last.pt").read_bytes() == before
+    assert door(*line, "trainer.resume=other/checkpoints/last.pt").code == 0
+    assert steps(tmp_path / "other") == 12

@@ -21,7 +21,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     settings = Settings(cfg)
     options = settings.options
     experiment.join(settings)
-    if options.resume is None:
+    if not resuming.goes_on_in(options.resume, folder.path):
         folder.refuse_other_run(
             "checkpoints/last.pt", "trainer.resume=auto goes on with it; hydra.run.dir=DIR names another folder"
         )
