@@ -28,9 +28,17 @@ from segtrain.data.labels import voc_palette
 from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
 from segtrain.device import amp_dtype, be_deterministic, memory_format, pick_device
 from segtrain.errors import CheckpointError, ConfigError
-from segtrain.introduction import environment_line, model_name, say_data, say_plan
+from segtrain.introduction import environment_line, say_data, say_model, say_plan
 from segtrain.losses.weights import listed_class_weights
-from segtrain.parts import make_class_weights, make_dataset, make_model, make_optimizer, make_task, refuse_batch_of_one
+from segtrain.parts import (
+    make_class_weights,
+    make_dataset,
+    make_model,
+    make_optimizer,
+    make_task,
+    refuse_batch_of_one,
+    refuse_native_loss,
+)
 from segtrain.rng import seed_everything
 from segtrain.segmenter import Segmenter
 from segtrain.settings import ModelOptions, Plain, Settings
@@ -128,9 +136,9 @@ def _network(settings: Settings, device: torch.device, tracker: Tracker, *, load
     model, report = make_model(settings, load)
     if distributed.world_size() > 1 and device.type == "cuda" and settings.options.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    refuse_native_loss(settings, model)
     refuse_batch_of_one(settings, model)
-    parameters = sum(p.numel() for p in model.parameters())
-    tracker.say(f"model    {model_name(settings)}   {parameters / 1e6:.2f} M parameters   {report}")
+    say_model(tracker, settings, model, report)
     layout = memory_format(settings.options.channels_last, device)
     return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from segtrain import __version__, distributed
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.scan import Scan, scan
 from segtrain.errors import listed
+from segtrain.models.summary import measure
 from segtrain.settings import Settings
 from segtrain.tracking import Tracker
 from segtrain.trainer import Trainer
+from segtrain.types import height_width
 
 
 def environment_line(device: torch.device, precision: torch.dtype | None, seed: int) -> str:
@@ -27,6 +30,16 @@ def model_name(settings: Settings) -> str:
     """`DeepLabV3Plus / resnet50`."""
     node = settings.node["model"]
     return node["_target_"].rsplit(".", 1)[-1] + (f" / {node['backbone']}" if "backbone" in node else "")
+
+
+def say_model(tracker: Tracker, settings: Settings, model: nn.Module, weights: str) -> None:
+    """What the network costs at the training size, its stride, and which weights it starts from."""
+    cost = measure(model, height_width(settings.augment["crop_size"]), settings.node["data"].get("channels", 3))
+    stride = getattr(model, "output_stride", None)
+    tracker.say(
+        f"model    {model_name(settings)}   {cost}" + (f"   output stride {stride}" if isinstance(stride, int) else "")
+    )
+    tracker.say(f"weights  {weights}")
 
 
 def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, val: SegmentationDataset) -> Scan:

@@ -9,18 +9,19 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Interval, Len
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from segtrain.errors import ConfigError
-from segtrain.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from segtrain.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Betas = Annotated[list[BelowOne], Len(2, 2)]
 ADAM_BETAS = [0.9, 0.999]
 
-NORMS = (nn.LayerNorm, nn.RMSNorm)
-"""The norms whose parameters may have more than one dimension."""
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Their scales and shifts are no weights to be decayed, and their shifts no biases in the sense of the recipes."""
 
 
 def sgd(
@@ -78,14 +79,16 @@ def parameter_groups(
     weight_decay: NonNegativeFloat,
     backbone_lr_mult: NonNegativeFloat = 1.0,
     head_lr_mult: NonNegativeFloat = 1.0,
+    bias_lr_mult: NonNegativeFloat = 1.0,
     decay_norm_bias: bool = False,
 ) -> list[dict[str, Any]]:
     """Every trainable parameter once, in groups with `name`, `params`, `lr` and `weight_decay`.
 
     `backbone` holds what is under the model's child of that name, at `lr` times `backbone_lr_mult`; `head`
     holds the rest, at `lr` times `head_lr_mult`. Norms, biases and whatever else has one dimension are apart
-    in `backbone_no_decay` and `head_no_decay`, unless `decay_norm_bias`. Empty groups are left out; frozen
-    parameters are in none.
+    in `backbone_no_decay` and `head_no_decay`, unless `decay_norm_bias`. Biases of convolutions and linear layers
+    have groups of their own, `backbone_bias` and `head_bias`, where `bias_lr_mult` is not 1 (Caffe's recipes have 2).
+    Empty groups are left out; frozen parameters are in none.
 
     Raises:
         ConfigError: nothing is trainable, or a multiplier for a backbone that the model does not have.
@@ -99,10 +102,14 @@ def parameter_groups(
             fix="set optimizer.backbone_lr_mult=1",
         )
     of_backbone = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
-    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for parameter, decayed in _trainable(model):
+    members: dict[tuple[str, str], list[nn.Parameter]] = {}
+    for parameter, kind in _trainable(model):
         part = "backbone" if id(parameter) in of_backbone else "head"
-        members.setdefault((part, decayed or decay_norm_bias), []).append(parameter)
+        if kind == "bias" and bias_lr_mult == 1:
+            kind = "no_decay"
+        if kind == "no_decay" and decay_norm_bias:
+            kind = "weight"
+        members.setdefault((part, kind), []).append(parameter)
     if not members:
         raise ConfigError(
             f"{type(model).__name__} has no trainable parameter",
@@ -110,27 +117,36 @@ def parameter_groups(
             expected="at least one parameter that is not frozen",
             fix="freeze less of the model",
         )
+    part_mult = {"backbone": backbone_lr_mult, "head": head_lr_mult}
     return [
         {
-            "name": part if decayed else f"{part}_no_decay",
-            "params": members[part, decayed],
-            "lr": lr * (backbone_lr_mult if part == "backbone" else head_lr_mult),
-            "weight_decay": weight_decay if decayed else 0.0,
+            "name": part if kind == "weight" else f"{part}_{kind}",
+            "params": members[part, kind],
+            "lr": lr * part_mult[part] * (bias_lr_mult if kind == "bias" else 1.0),
+            "weight_decay": weight_decay if kind == "weight" or decay_norm_bias else 0.0,
         }
         for part in ("backbone", "head")
-        for decayed in (True, False)
-        if (part, decayed) in members
+        for kind in ("weight", "no_decay", "bias")
+        if (part, kind) in members
     ]
 
 
-def _trainable(model: nn.Module) -> Iterable[tuple[nn.Parameter, bool]]:
-    """Each trainable parameter once, however often it is shared, and whether weight decay suits it."""
+def _trainable(model: nn.Module) -> Iterable[tuple[nn.Parameter, str]]:
+    """Each trainable parameter once, however often it is shared, and its kind: "weight", "bias" or "no_decay"."""
     seen: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield parameter, parameter.ndim > 1 and name != "bias" and not isinstance(module, NORMS)
+                yield parameter, _kind(module, name, parameter)
+
+
+def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
+    if isinstance(module, NORMS):
+        return "no_decay"
+    if name == "bias":
+        return "bias"
+    return "weight" if parameter.ndim > 1 else "no_decay"
 
 
 class Schedule:
@@ -181,20 +197,43 @@ class Constant(Schedule):
         return 1.0
 
 
+class Step(Schedule):
+    """`gamma ^ k` after `k` drops, evenly spaced: DeepLab v1 falls to a tenth every 2,000 of 6,000 steps.
+
+    Args:
+        drops: how often the rate falls; it stays the same for `total_steps / (drops + 1)` steps.
+        gamma: the factor of one drop.
+    """
+
+    def __init__(self, *, drops: PositiveInt = 2, gamma: Fraction = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.drops = drops
+        self.gamma = gamma
+
+    def shape(self, step: int, total_steps: int) -> float:
+        # In integers: a drop comes exactly where the division is exact.
+        return float(self.gamma ** min(step * (self.drops + 1) // total_steps, self.drops))
+
+
 class Poly(Schedule):
     """`(1 - step / total_steps) ^ power`: DeepLab's and PSPNet's schedule (Chen et al. 2016, section 4.1).
 
     Args:
         power: 1 is a line.
         min_factor: the factor at the end; the curve is scaled to lie between it and 1.
+        every: steps between changes of the rate; 10 in a published port of DeepLab v2.
     """
 
-    def __init__(self, *, power: PositiveFloat = 0.9, min_factor: Fraction = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *, power: PositiveFloat = 0.9, min_factor: Fraction = 0.0, every: PositiveInt = 1, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.power = power
         self.min_factor = min_factor
+        self.every = every
 
     def shape(self, step: int, total_steps: int) -> float:
+        step = step // self.every * self.every
         fallen = (1 - step / total_steps) ** self.power
         return self.min_factor + (1 - self.min_factor) * fallen
 

@@ -15,6 +15,7 @@ from segtrain.errors import ConfigError
 from segtrain.losses.weights import class_weights, listed_class_weights
 from segtrain.models.layers import needs_two_samples
 from segtrain.models.pretrained import load_weights
+from segtrain.models.segmentation import SegmentationModel
 from segtrain.optim import make_scheduler, parameter_groups
 from segtrain.settings import GroupOptions, Settings
 
@@ -83,4 +84,14 @@ def refuse_batch_of_one(settings: Settings, model: nn.Module) -> None:
             "data.batch_size=1 with a model that pools the image to one value before BatchNorm",
             expected="at least 2 values per channel, or the statistics are undefined",
             fix="data.batch_size=2, or model.freeze_bn=true; trainer.accumulate does not help BatchNorm",
+        )
+
+
+def refuse_native_loss(settings: Settings, model: nn.Module) -> None:
+    """Only networks of this package can leave their logits at the native size."""
+    if settings.node["loss"].get("resolution") == "native" and not isinstance(model, SegmentationModel):
+        raise ConfigError(
+            f"loss.resolution=native with {type(model).__module__}.{type(model).__qualname__}",
+            expected="a segtrain.models.segmentation.SegmentationModel, which has logits at its own stride",
+            fix="set loss.resolution=full",
         )

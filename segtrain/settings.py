@@ -53,6 +53,7 @@ class GroupOptions:
 
     backbone_lr_mult: NonNegativeFloat = 1.0
     head_lr_mult: NonNegativeFloat = 1.0
+    bias_lr_mult: NonNegativeFloat = 1.0
     decay_norm_bias: bool = False
 
 

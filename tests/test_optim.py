@@ -23,6 +23,7 @@ from segtrain.optim import (
     OneCycle,
     Poly,
     Schedule,
+    Step,
     adamw,
     make_scheduler,
     parameter_groups,
@@ -36,6 +37,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "onecycle": OneCycle,
     "constant": Constant,
+    "step": Step,
 }
 
 
@@ -90,6 +92,22 @@ def test_groups_have_their_learning_rate_and_decay() -> None:
         "head": (pytest.approx(1.0), 0.01),
         "head_no_decay": (pytest.approx(1.0), 0.0),
     }
+
+
+def test_biases_of_convolutions_can_have_a_rate_of_their_own() -> None:
+    assert names_by_group(Net(), bias_lr_mult=2.0) == {
+        "backbone": {"backbone.0.weight", "backbone.2.weight"},
+        "backbone_no_decay": {"backbone.1.weight", "backbone.1.bias"},
+        "backbone_bias": {"backbone.0.bias"},
+        "head": {"scale", "classifier.2.weight"},
+        "head_no_decay": {"classifier.0.weight", "classifier.0.bias", "classifier.1.weight"},
+        "head_bias": {"classifier.2.bias", "again.bias"},
+    }
+    groups = parameter_groups(Net(), lr=0.1, weight_decay=0.01, head_lr_mult=10.0, bias_lr_mult=2.0)
+    found = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
+    assert found["head_bias"] == (pytest.approx(2.0), 0.0)  # ten times, and twice again: DeepLab v2's last layers
+    assert found["backbone_bias"] == (pytest.approx(0.2), 0.0)
+    assert found["head"] == (pytest.approx(1.0), 0.01)
 
 
 def test_norms_and_biases_can_be_decayed_too() -> None:
@@ -205,6 +223,18 @@ def rates(scheduler: LRScheduler, steps: int) -> list[list[float]]:
 def two_groups(first: float = 0.1, second: float = 1.0) -> torch.optim.Optimizer:
     groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (first, second)]
     return sgd(groups, lr=0.1)
+
+
+def test_step_gives_deeplab_v1s_learning_rates() -> None:
+    found = {step: 1e-3 * Step().factor(step, 6000) for step in (0, 1999, 2000, 3999, 4000, 5999)}
+    assert found == pytest.approx({0: 1e-3, 1999: 1e-3, 2000: 1e-4, 3999: 1e-4, 4000: 1e-5, 5999: 1e-5})
+
+
+def test_poly_can_hold_its_rate_for_some_steps() -> None:
+    held, plain = Poly(every=10), Poly()
+    found = [held.factor(step, 95) for step in range(95)]
+    assert found == [plain.factor(step // 10 * 10, 95) for step in range(95)]
+    assert len(set(found)) == 10
 
 
 def test_a_scheduler_scales_each_groups_own_rate() -> None:

@@ -23,6 +23,8 @@ class SegmentationModel(nn.Module):
 
     class_layers: tuple[str, ...] = ("classifier",)
     """Layers whose shape depends on `num_classes`; some may be absent (an auxiliary head that is off)."""
+    output_stride: int = 1
+    """Image pixels per pixel of the grid on which classes are told apart, before any upsampling to finer grids."""
     torchvision_form: str | None = None
     """The torchvision builder whose state_dict this network takes key for key, if there is one."""
 
@@ -39,9 +41,16 @@ class SegmentationModel(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must compute its logits")
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Image (B, C, H, W) float -> `{"out": (B, num_classes, H, W)[, "aux": same]}`: the image's size."""
-        native = self.logits(image)
+    def native(self, image: Tensor) -> dict[str, Tensor]:
+        """All that a loss at the network's own resolution reads: `logits`, or more of them for several scales."""
+        return self.logits(image)
+
+    def forward(self, image: Tensor, resize: bool = True) -> dict[str, Tensor]:
+        """Image (B, C, H, W) float -> `{"out": (B, num_classes, H, W)[, "aux": same]}`: the image's size.
+
+        With `resize=False` each stays at its own stride, for a loss that is computed there.
+        """
+        native = self.native(image)
         if not isinstance(native, dict):
             raise ConfigError(
                 f"{type(self).__name__}.logits returns a {type(native).__name__}",
@@ -49,6 +58,8 @@ class SegmentationModel(nn.Module):
                 expected='{"out": logits (B, num_classes, h, w)}, and maybe "aux" alike',
                 fix='return {"out": logits}',
             )
+        if not resize:
+            return native
         size = image.shape[-2:]
         return {name: resize_logits(value, size, self.align_corners) for name, value in native.items()}
 
@@ -68,6 +79,7 @@ class BackboneModel(SegmentationModel):
     ) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, align_corners=align_corners)
         self.backbone = backbone
+        self.output_stride = backbone.strides[-1]
         channels = backbone.out_channels[backbone.aux_feature]
         self.aux_classifier = FCNHead(channels, num_classes) if aux else None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segtrain.errors import ConfigError
 from segtrain.losses.base import Loss
-from segtrain.losses.combine import SegmentationLoss
+from segtrain.losses.combine import SegmentationLoss, shrink
 from segtrain.losses.pixel import CrossEntropy, Focal
 from segtrain.losses.region import Dice, Lovasz
 
@@ -28,6 +28,7 @@ EXPECTED_TERMS = {
     "lovasz": ["lovasz"],
     "ce_dice": ["ce", "dice"],
     "ce_lovasz": ["ce", "lovasz"],
+    "border": ["border"],
 }
 
 
@@ -112,6 +113,67 @@ def test_class_weights_that_no_term_takes_are_refused() -> None:
 def test_names_that_cannot_be_used_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot be named '{name}'"):
         SegmentationLoss(terms={name: Dice()})
+
+
+def test_shrinking_takes_the_label_under_each_position_of_the_grid() -> None:
+    target = torch.randint(0, 21, (2, 321, 65), generator=torch.Generator().manual_seed(1))
+    target[0, :, ::3] = 255
+    assert torch.equal(shrink(target, 41, 9), target[:, ::8, ::8])
+    assert torch.equal(shrink(target, 321, 65), target)
+    assert torch.equal(shrink(target, 1, 1), target[:, :1, :1])
+    odd = shrink(target, 40, 12)  # no multiple: nearest, so only labels that were there
+    assert odd.shape == (2, 40, 12)
+    assert set(odd.unique().tolist()) <= set(target.unique().tolist())
+
+
+def test_a_native_loss_is_the_mean_over_the_native_pixels() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 3, 5, 4, generator=generator)
+    target = torch.randint(0, 3, (2, 33, 25), generator=generator)
+    target[:, 10:20] = 255
+    coarse = target[:, ::8, ::8]
+    losses = SegmentationLoss(terms={"ce": CrossEntropy()}, resolution="native")({"out": logits}, target)
+    torch.testing.assert_close(losses["ce"], nn.functional.cross_entropy(logits, coarse, ignore_index=255))
+    with pytest.raises(ConfigError, match="resize the logits"):
+        SegmentationLoss(terms={"ce": CrossEntropy()})({"out": logits}, target)
+
+
+def test_native_losses_of_several_batches_are_weighed_by_their_labelled_pixels() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 1, 3, 5, 5, generator=generator)
+    target = torch.randint(0, 3, (2, 1, 33, 33), generator=generator)
+    target[0, :, :17] = 255
+    loss = SegmentationLoss(terms={"ce": CrossEntropy()}, resolution="native")
+    counts = loss.counts(target[0]) + loss.counts(target[1])
+    found = sum(loss({"out": logits[i]}, target[i], counts)["loss"] for i in (0, 1))
+    means = [loss({"out": logits[i]}, target[i])["loss"] for i in (0, 1)]
+    labelled = [float((target[i] != 255).sum()) for i in (0, 1)]
+    expected = (labelled[0] * means[0] + labelled[1] * means[1]) / sum(labelled)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_native_loss_without_labels_is_zero_with_a_gradient_of_zero() -> None:
+    loss = SegmentationLoss(terms={"ce": CrossEntropy(), "dice": Dice()}, resolution="native")
+    logits = torch.randn(1, 3, 5, 5, requires_grad=True)
+    for target in (torch.full((1, 33, 33), 255), torch.full((1, 33, 33), 255).index_fill(1, torch.tensor([1]), 2)):
+        value = loss({"out": logits}, target)["ce"]  # the second has labels, but none where the grid looks
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert value == 0
+        assert not gradient.any()
+
+
+def test_outputs_of_single_scales_count_as_much_as_their_fusion() -> None:
+    generator = torch.Generator().manual_seed(4)
+    target = torch.randint(0, 3, (1, 33, 33), generator=generator)
+    outputs = {
+        name: torch.randn(1, 3, n, n, generator=generator) for name, n in (("out", 5), ("scale_50", 3), ("aux", 5))
+    }
+    loss = SegmentationLoss(terms={"ce": CrossEntropy()}, aux_weight=0.25, resolution="native")
+    losses = loss(outputs, target)
+    assert list(losses) == ["ce", "scale_50", "aux", "loss"]
+    torch.testing.assert_close(losses["loss"], losses["ce"] + losses["scale_50"] + 0.25 * losses["aux"])
+    alone = nn.functional.cross_entropy(outputs["scale_50"], target[:, ::16, ::16])
+    torch.testing.assert_close(losses["scale_50"], alone)
 
 
 def test_a_loss_without_terms_is_refused() -> None:
