@@ -37,7 +37,7 @@ from segtrain.parts import (
     make_optimizer,
     make_task,
     refuse_batch_of_one,
-    refuse_native_loss,
+    refuse_misfits,
 )
 from segtrain.rng import seed_everything
 from segtrain.segmenter import Segmenter
@@ -86,6 +86,7 @@ def build(
     """
     settings = Settings(cfg)
     settings.refuse_clashes()
+    inference = settings.make("inference")  # first: it may need a package that is not there
     options = settings.options
     device = join(settings)
     precision = amp_dtype(options.amp, device)
@@ -95,10 +96,11 @@ def build(
     seed_everything(options.seed)
     tracker.say(environment_line(device, precision, options.seed))
     model = _network(settings, device, tracker, load=resume is None)
+    refuse_misfits(settings, model, inference)
     train = make_dataset(settings, "train")
     val = make_dataset(settings, settings.rider["data"].val_split, augmented=False)
     weights = make_class_weights(settings, say_data(tracker, settings, train, val))
-    task = make_task(settings, weights, train.classes, train.palette)
+    task = make_task(settings, weights, train.classes, train.palette, inference)
     train_loader, val_loader = _loaders(settings, train, val, device)
     optimizer, scheduler = make_optimizer(settings, model, train_loader.steps_per_epoch)
     seed_everything(options.seed + distributed.rank())  # ranks share the weights, not the dropout
@@ -136,7 +138,6 @@ def _network(settings: Settings, device: torch.device, tracker: Tracker, *, load
     model, report = make_model(settings, load)
     if distributed.world_size() > 1 and device.type == "cuda" and settings.options.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    refuse_native_loss(settings, model)
     refuse_batch_of_one(settings, model)
     say_model(tracker, settings, model, report)
     layout = memory_format(settings.options.channels_last, device)
@@ -248,7 +249,9 @@ def segmenter(
     """Puts a model with its weights on its device, with everything around it."""
     device = pick_device(settings.options.device)
     distributed.start(device)
-    task = make_task(settings, class_weights, classes, palette)
+    inference = settings.make("inference")
+    refuse_misfits(settings, model, inference)
+    task = make_task(settings, class_weights, classes, palette, inference)
     layout = memory_format(settings.options.channels_last, device)
     return Segmenter(
         model=model.to(device, memory_format=layout).eval(),  # type: ignore[call-overload]

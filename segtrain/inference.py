@@ -6,8 +6,9 @@ prediction and confidence are computed one way.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +16,67 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from segtrain.errors import ConfigError, listed
-from segtrain.models.layers import resize_logits
+from segtrain.models.layers import mirror_window, resize_logits
+from segtrain.postprocess.crf import FullyConnectedCRF
 from segtrain.types import PositiveFloat, Size, height_width
 
 Scales = Annotated[list[PositiveFloat], Len(1)]
 
 
-class WholeImage:
+class ImageInference(ABC):
+    """Base of the protocols: a call gives the network's logits, `refine` what the image itself adds to them.
+
+    Args:
+        crf: refine the averaged probabilities with the image at its own size; without it nothing is done or loaded.
+        crf_settings: the CRF; not used without `crf`.
+
+    Raises:
+        ConfigError: the CRF is asked for and cannot be used, e.g. because its package is missing.
+    """
+
+    def __init__(self, *, crf: bool = False, crf_settings: FullyConnectedCRF | None = None) -> None:
+        if not isinstance(crf_settings, FullyConnectedCRF | None) or (crf and crf_settings is None):
+            raise ConfigError(
+                f"inference.crf={str(crf).lower()} with inference.crf_settings={crf_settings}",
+                expected="the settings of a segtrain.postprocess.crf.FullyConnectedCRF, by its _target_",
+                fix="leave inference.crf_settings as in configs/inference/_crf.yaml, and change single keys of it",
+            )
+        self.crf = crf_settings if crf else None
+        if self.crf is not None:
+            self.crf.prepare()
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
+        """`image` (B, C, H, W) normalized -> logits (B, num_classes, H, W) float32."""
+
+    def check(self, model: nn.Module) -> None:  # noqa: B027 - most protocols take any network
+        """Raises a ConfigError for a network that the protocol cannot use."""
+
+    def refine(self, image: Tensor, logits: Tensor) -> Tensor:
+        """`image` (B, H, W, C) in [0, 255], not normalized, and its logits -> logits whose `softmax` is the CRF's Q."""
+        return logits if self.crf is None else self.crf(image, logits)
+
+
+class WholeImage(ImageInference):
     """The network sees the whole image at once.
 
     Args:
         size: resize the image to this size first (bilinear, aspect ratio not kept), logits back to the image's size.
         scales: image scales whose probabilities are averaged; None: the image's own alone.
         flip: average with the mirrored image too.
+        crf, crf_settings: as for `ImageInference`.
     """
 
-    def __init__(self, *, size: Size | None = None, scales: Scales | None = None, flip: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        size: Size | None = None,
+        scales: Scales | None = None,
+        flip: bool = False,
+        crf: bool = False,
+        crf_settings: FullyConnectedCRF | None = None,
+    ) -> None:
+        super().__init__(crf=crf, crf_settings=crf_settings)
         self.size = size
         self.scales = scales or [1.0]
         self.flip = flip
@@ -40,7 +86,7 @@ class WholeImage:
         return _averaged(lambda view: _logits(model, view), image, self.size, self.scales, self.flip)
 
 
-class SlidingWindow:
+class SlidingWindow(ImageInference):
     """The network sees windows of its training size; probabilities are averaged where windows overlap.
 
     Args:
@@ -48,6 +94,7 @@ class SlidingWindow:
         window_stride: step between windows, at most the window's size; the last window is moved back to fit.
             None: two thirds of the window, rounded up.
         size, scales, flip: as for `WholeImage`.
+        crf, crf_settings: as for `ImageInference`.
     """
 
     def __init__(
@@ -58,7 +105,10 @@ class SlidingWindow:
         size: Size | None = None,
         scales: Scales | None = None,
         flip: bool = False,
+        crf: bool = False,
+        crf_settings: FullyConnectedCRF | None = None,
     ) -> None:
+        super().__init__(crf=crf, crf_settings=crf_settings)
         self.window = height_width(window_size)
         two_thirds = (-(-2 * self.window[0] // 3), -(-2 * self.window[1] // 3))
         self.stride = two_thirds if window_stride is None else height_width(window_stride)
@@ -94,6 +144,101 @@ class SlidingWindow:
         return _log(total / seen)[..., :height, :width]
 
 
+@runtime_checkable
+class ValidNetwork(Protocol):
+    """A network without padding: its `logits` are smaller than its image."""
+
+    @property
+    def margin(self) -> int:
+        """Pixels that are lost on each side."""
+
+    def valid_size(self, length: int) -> int:
+        """The smallest valid input whose output has at least `length` pixels."""
+
+    def logits(self, image: Tensor) -> dict[str, Tensor]:
+        """Image (B, C, H, W) of valid size -> `{"out": (B, num_classes, H - 2 margin, W - 2 margin)}`."""
+
+
+class OverlapTile(ImageInference):
+    """The network sees tiles with what surrounds them in the image, and its mirror image beyond the border.
+
+    For networks without padding (U-Net, arXiv 1505.04597, section 2 and figure 2). Output tiles lie side by side;
+    their input tiles overlap. A seam cannot be seen: tiles start at multiples of the network's stride, so that each
+    pixel gets the logits that the network would give it in the whole image. Memory grows with the tile but for the
+    logits, which are kept for the whole image.
+
+    Args:
+        window_size: side or [height, width] of an output tile; rounded up to one that the network can give, and no
+            larger than the image asks for. 388 is U-Net's, from an input tile of 572.
+        size, scales, flip: as for `WholeImage`.
+        crf, crf_settings: as for `ImageInference`.
+    """
+
+    def __init__(
+        self,
+        *,
+        window_size: Size = 388,
+        size: Size | None = None,
+        scales: Scales | None = None,
+        flip: bool = False,
+        crf: bool = False,
+        crf_settings: FullyConnectedCRF | None = None,
+    ) -> None:
+        super().__init__(crf=crf, crf_settings=crf_settings)
+        self.window = height_width(window_size)
+        self.size = size
+        self.scales = scales or [1.0]
+        self.flip = flip
+
+    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
+        """`image` (B, C, H, W) normalized -> logits (B, num_classes, H, W) float32.
+
+        Raises:
+            ConfigError: the network pads its convolutions.
+        """
+        self.check(model)
+        return _averaged(
+            lambda view: self._tile(cast(ValidNetwork, model), view), image, self.size, self.scales, self.flip
+        )
+
+    def check(self, model: nn.Module) -> None:
+        """Raises a ConfigError for a network that pads its convolutions."""
+        if not isinstance(model, ValidNetwork):
+            raise ConfigError(
+                f"inference=tile with {type(model).__name__}, which has no margin",
+                where="inference._target_",
+                expected="a network whose output is smaller than its input, as model=unet_valid",
+                fix="set inference=whole, or inference=slide for windows of the training size",
+            )
+
+    def _tile(self, model: ValidNetwork, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        rows, columns = (_tiles(model, *lengths) for lengths in zip((height, width), self.window, strict=True))
+        logits: Tensor | None = None
+        for y, down in rows:
+            for x, right in columns:
+                around = (y - model.margin, down + 2 * model.margin), (x - model.margin, right + 2 * model.margin)
+                tile = model.logits(mirror_window(image, *around))["out"].float()
+                if logits is None:
+                    logits = tile.new_empty(*tile.shape[:2], height, width)
+                logits[..., y : y + down, x : x + right] = tile[..., : height - y, : width - x]
+        assert logits is not None
+        return logits
+
+
+def _tiles(model: ValidNetwork, length: int, window: int) -> list[tuple[int, int]]:
+    """(start, length) of the output tiles along an axis: of one length, and all starts multiples of the stride."""
+    lost = 2 * model.margin
+    smallest = model.valid_size(1)
+    stride = model.valid_size(smallest - lost + 1) - smallest  # valid sizes lie one stride apart
+    covering = model.valid_size(length) - lost
+    tile = min(model.valid_size(max(window, stride)) - lost, covering)
+    if tile == covering:
+        return [(0, tile)]
+    step = tile // stride * stride
+    return [(start, tile) for start in range(0, length - tile + step, step)]
+
+
 def _averaged(
     protocol: Callable[[Tensor], Tensor], image: Tensor, size: Size | None, scales: list[float], flip: bool
 ) -> Tensor:
@@ -116,13 +261,15 @@ def _logits(model: nn.Module, image: Tensor) -> Tensor:
     return outputs_of(model, image)["out"].float()
 
 
-def outputs_of(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """What the network says of `image` (B, C, H, W): `out` and maybe `aux`, logits (B, num_classes, H, W).
+def outputs_of(model: nn.Module, image: Tensor, *, resize: bool = True) -> dict[str, Tensor]:
+    """What the network says of `image` (B, C, H, W): `out` and maybe others, logits (B, num_classes, H, W).
+
+    With `resize=False`, which only networks of this package know, logits stay at their native size.
 
     Raises:
         ConfigError: it says something else.
     """
-    outputs = model(image)
+    outputs = model(image) if resize else model(image, resize=False)
     if not isinstance(outputs, Mapping):
         raise wrong_outputs(f"the model returns a {type(outputs).__name__}")
     if not isinstance(outputs.get("out"), Tensor):

@@ -12,6 +12,7 @@ from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.scan import Scan
 from segtrain.data.transforms import SegmentationTransform
 from segtrain.errors import ConfigError
+from segtrain.inference import ImageInference
 from segtrain.losses.weights import class_weights, listed_class_weights
 from segtrain.models.layers import needs_two_samples
 from segtrain.models.pretrained import load_weights
@@ -24,7 +25,8 @@ def make_model(settings: Settings, load: bool = True) -> tuple[nn.Module, str]:
     """The network, and the line that says which weights it has; `load=False`: a checkpoint will fill it."""
     model: nn.Module = settings.make("model")
     weights = settings.rider["model"].weights
-    return model, load_weights(model, weights) if load else "weights from the checkpoint"
+    classes = settings.node["data"].get("classes")
+    return model, load_weights(model, weights, classes) if load else "weights from the checkpoint"
 
 
 def make_dataset(settings: Settings, split: str, augmented: bool = True) -> SegmentationDataset:
@@ -48,7 +50,13 @@ def make_class_weights(settings: Settings, counted: Scan) -> torch.Tensor | None
     return class_weights(scheme, *counts)
 
 
-def make_task(settings: Settings, weights: torch.Tensor | None, classes: list[str], palette: list[list[int]]) -> Any:
+def make_task(
+    settings: Settings,
+    weights: torch.Tensor | None,
+    classes: list[str],
+    palette: list[list[int]],
+    inference: ImageInference,
+) -> Any:
     """Loss with its class weights, scores, inference."""
     loss = settings.make("loss")
     if weights is not None:
@@ -61,7 +69,7 @@ def make_task(settings: Settings, weights: torch.Tensor | None, classes: list[st
         palette=palette,
         mean=normalize["mean"],
         std=normalize["std"],
-        inference=settings.make("inference"),
+        inference=inference,
     )
 
 
@@ -87,11 +95,14 @@ def refuse_batch_of_one(settings: Settings, model: nn.Module) -> None:
         )
 
 
-def refuse_native_loss(settings: Settings, model: nn.Module) -> None:
-    """Only networks of this package can leave their logits at the native size."""
+def refuse_misfits(settings: Settings, model: nn.Module, inference: ImageInference) -> None:
+    """What a loss or an inference protocol asks of the network, the network must have."""
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
     if settings.node["loss"].get("resolution") == "native" and not isinstance(model, SegmentationModel):
         raise ConfigError(
-            f"loss.resolution=native with {type(model).__module__}.{type(model).__qualname__}",
+            f"loss.resolution=native with {name}",
             expected="a segtrain.models.segmentation.SegmentationModel, which has logits at its own stride",
             fix="set loss.resolution=full",
         )
+    if isinstance(inference, ImageInference):  # a user's own may be any callable
+        inference.check(model)

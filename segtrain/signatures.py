@@ -242,7 +242,9 @@ def takes(target: Callable[..., Any], name: str) -> bool:
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any] | None:
-    """None where the hint holds classes that no plain value can be an instance of."""
+    """None where the hint holds classes that no plain value can be an instance of, or names that cannot be found."""
+    if isinstance(hint, str):  # of foreign code, see `_hints`; the constructor has the last word
+        return None
     try:
         return TypeAdapter(_by_name(hint), config=ConfigDict(arbitrary_types_allowed=False, allow_inf_nan=False))
     except (PydanticSchemaGenerationError, PydanticUserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,6 +21,20 @@ def resize_logits(logits: Tensor, size: Iterable[int], align_corners: bool = Fal
     if logits.shape[-2:] == (height, width):
         return logits
     return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=align_corners)
+
+
+def mirror_window(image: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """A window of the plane that `image` (B, C, H, W) and its mirror images tile: (start, length) along each axis.
+
+    Mirrored at the outermost pixels, which are not doubled, as often as it takes: a window may lie anywhere and
+    have any size, around an image of one pixel too. Reflection padding reaches no further than one image, and
+    has no deterministic backward pass on CUDA; indices have both.
+    """
+    for axis, (start, length) in ((-2, rows), (-1, columns)):
+        period = max(1, 2 * image.shape[axis] - 2)
+        offset = torch.arange(start, start + length, device=image.device).remainder(period)
+        image = image.index_select(axis, torch.minimum(offset, period - offset))
+    return image
 
 
 class ConvBNReLU(nn.Sequential):

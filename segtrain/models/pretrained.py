@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,41 @@ from torchvision.models._api import WeightsEnum
 
 from segtrain import checkpoint
 from segtrain.errors import CheckpointError, ConfigError, closest, listed
+from segtrain.models.backbones.timm_features import TimmFeatures
+from segtrain.models.backbones.vgg import VGG16
+from segtrain.models.class_transfer import ClassMap
+from segtrain.models.fitting import Fit, State
 
 KEYWORDS = ("none", "imagenet", "torchvision")
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every key."""
-COUNTER = "num_batches_tracked"
-"""Absent from files older than PyTorch 0.4.1; read only by cumulative averages, which no network uses."""
-
-State = dict[str, Tensor]
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+"""Mean and deviation of the images that most published weights were trained on."""
 
 
-def load_weights(model: nn.Module, weights: str) -> str:
+@dataclass
+class Source:
+    """Weights on their way: tensors by name, where they are from, and the names of their classes where it says so."""
+
+    state: State
+    where: str
+    classes: list[str] | None = None
+
+
+def load_weights(model: nn.Module, weights: str, classes: list[str] | None = None) -> str:
     """Fills `model` and returns the line to report, such as `loaded 312/312 backbone, head new`.
+
+    The report has what was loaded (tensors of the file / tensors of the network), what stays new and what was
+    dropped. Where the source names its classes, and they are not those of the data, the rows of the last layers go
+    to the classes of the same name.
 
     Args:
         model: the network, changed in place only where everything fits.
-        weights: "none"; "imagenet", torchvision's IMAGENET1K_V1 for the network's backbone; "torchvision",
-            its segmentation weights (COCO images, VOC labels) for the networks of the same form; or the path
-            of a file: a segtrain checkpoint, a whole state_dict, or that of a backbone alone.
+        weights: "none"; "imagenet", torchvision's IMAGENET1K_V1 for the network's backbone, or timm's own;
+            "torchvision", its segmentation weights (COCO images, VOC labels) for the networks of the same form; or
+            the path of a file: a segtrain checkpoint, a whole state_dict, that of a backbone alone or of a
+            classification network, or that of a coarser network of the same kind (FCN-32s for FCN-16s).
+        classes: names of the data's classes.
 
     Raises:
         ConfigError: the network has no such weights.
@@ -43,28 +60,57 @@ def load_weights(model: nn.Module, weights: str) -> str:
     """
     if weights == "none":
         return "random initialisation"
-    if weights == "imagenet":
-        published = _imagenet(model)
-        return _fill(model, _download(published), published.url)
-    if weights == "torchvision":
-        published = _coco(model)
-        return _fill(model, _download(published), published.url)
-    path = Path(weights).expanduser()
-    return _fill(model, _read(path), str(path))
+    backbone = getattr(model, "backbone", None)
+    if weights == "imagenet" and isinstance(backbone, TimmFeatures):
+        return _load_timm(backbone)
+    if weights in ("imagenet", "torchvision"):
+        published = _imagenet(model) if weights == "imagenet" else _coco(model)
+        source = _unwrap(_download(published), published.url)
+        if weights == "torchvision":
+            source.classes = [name.strip("_") for name in published.meta["categories"]]
+    else:
+        path = Path(weights).expanduser()
+        source = _unwrap(_read(path), str(path))
+    names = ClassMap(source.classes, classes) if source.classes and classes else None
+    return _fill(model, source, names)
+
+
+def _load_timm(backbone: TimmFeatures) -> str:
+    fit = Fit(backbone, backbone.published(), backbone.name, ["head new", *_adapted(backbone)])
+    if backbone.normalization() != IMAGENET:
+        mean, std = backbone.normalization()
+        fit.notes.append(f"made for model.normalize.mean={mean} model.normalize.std={std}")
+    return fit.load(" backbone")
+
+
+def _adapted(backbone: TimmFeatures) -> list[str]:
+    """What timm does to color weights for images of other channels."""
+    return (
+        [] if backbone.in_channels == 3 else [f"first convolution adapted to {backbone.in_channels} channels by timm"]
+    )
 
 
 def _imagenet(model: nn.Module) -> WeightsEnum:
-    name = getattr(getattr(model, "backbone", None), "name", None)
+    name = getattr(model, "imagenet_name", None) or getattr(getattr(model, "backbone", None), "name", None)
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(
             f"{type(model).__name__} has no backbone with ImageNet weights",
             where="model.weights=imagenet",
-            expected="a network on a ResNet or MobileNet backbone, such as model=deeplabv3plus",
-            fix="model.weights=none"
-            + (" model.weights_backbone=DEFAULT" if _is_torchvision(model) else ", or model.weights=PATH"),
+            expected="a network on a ResNet, MobileNet, VGG-16 or timm backbone, such as model=deeplabv3plus",
+            fix=_instead_of_imagenet(model, name),
         )
     # V1, not the newer recipes: what torchvision's own segmentation weights and the literature started from.
     return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+
+
+def _instead_of_imagenet(model: nn.Module, name: str | None) -> str:
+    if type(model).__module__.startswith("torchvision."):
+        return "model.weights=none model.weights_backbone=DEFAULT"
+    if name == "xception65":
+        return "model.backbone=timm/xception65 has timm's; or model.weights=none, or PATH of timm's xception65"
+    if name is not None and name.endswith("_deep_stem"):
+        return "model.stem=conv7 is what torchvision has weights for; or model.weights=none, or PATH of a deep stem's"
+    return "model.weights=none, or model.weights=PATH"
 
 
 def _coco(model: nn.Module) -> WeightsEnum:
@@ -79,10 +125,6 @@ def _coco(model: nn.Module) -> WeightsEnum:
             fix="model.weights=none, imagenet or PATH",
         )
     return torchvision.models.get_model_weights(form)["COCO_WITH_VOC_LABELS_V1"]
-
-
-def _is_torchvision(model: nn.Module) -> bool:
-    return type(model).__module__.startswith("torchvision.")
 
 
 def _download(published: WeightsEnum) -> Mapping[str, Any]:
@@ -117,8 +159,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _unwrap(content: Mapping[str, Any], where: str) -> State:
+def _unwrap(content: Mapping[str, Any], where: str) -> Source:
     """The state_dict inside a training script's file, without the prefixes of wrapped modules."""
+    classes = content.get("classes") if "format" in content else None  # of ours only: others have other habits
     for name in ("state_dict", "model"):
         if isinstance(content.get(name), Mapping):
             content = content[name]
@@ -132,40 +175,93 @@ def _unwrap(content: Mapping[str, Any], where: str) -> State:
         )
     while prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return Source(state, where, classes)
 
 
-def _backbone_alone(state: State, model: nn.Module) -> State | None:
-    """The part of `state` for `model.backbone` where that is all it has, else None.
+def _fill(model: nn.Module, source: Source, names: ClassMap | None) -> str:
+    if all(key.startswith("backbone.") for key in source.state):
+        state = {key.removeprefix("backbone."): value for key, value in source.state.items()}
+        return _fill_backbone(model, Source(state, source.where))
+    if _is_whole(source.state, model):
+        return _fill_whole(model, source, names)
+    parts, backbone = _classifier_parts(source.state), getattr(model, "backbone", None)
+    if parts is not None and parts[0] == "features." and hasattr(model, "from_classifier"):
+        return _fill_from_classifier(model, source)
+    if isinstance(backbone, TimmFeatures):
+        return _fill_timm(backbone, source)
+    if parts is not None:
+        return _fill_backbone(model, source, *parts)
+    return _fill_whole(model, source, names)
 
-    The head of a classification network is dropped; any other key stays, to be refused as unexpected.
-    """
-    if all(key.startswith("backbone.") for key in state):
-        return {key.removeprefix("backbone."): value for key, value in state.items()}
-    if not state.keys().isdisjoint(model.state_dict()):
-        return None
-    if any(key.startswith("features.") for key in state):  # torchvision's MobileNets
-        body = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-        return {key.removeprefix("features."): value for key, value in body.items()}
+
+def _is_whole(state: State, model: nn.Module) -> bool:
+    """Whether the file shares keys with the network; a last layer of one name is in classification networks too."""
+    shared = state.keys() & model.state_dict().keys()
+    return any(not key.startswith("classifier.") for key in shared)
+
+
+def _fill_whole(model: nn.Module, source: Source, names: ClassMap | None) -> str:
+    fit = Fit(model, source.state, source.where)
+    fit.drop_idle_aux()
+    fit.fit_classes(_class_layers(model), names)
+    fit.stage(getattr(model, "staged_layers", ()))
+    fit.sum_input_channels()
+    return fit.load()
+
+
+def _classifier_parts(state: State) -> tuple[str, str] | None:
+    """Prefixes of body and head, where `state` is a classification network's, with its head or without."""
+    if any(key.startswith("features.") for key in state):  # torchvision's MobileNets and VGGs
+        return "features.", "classifier."
     if "conv1.weight" in state and any(key.startswith("layer1.") for key in state):  # its ResNets
-        return {key: value for key, value in state.items() if not key.startswith("fc.")}
+        return "", "fc."
+    if "stem.0.conv.weight" in state and any(key.startswith("blocks.") for key in state):  # timm's Xceptions
+        return "", "head."
     return None
 
 
-def _fill(model: nn.Module, content: Mapping[str, Any], where: str) -> str:
-    state = _unwrap(content, where)
-    alone = _backbone_alone(state, model)
-    if alone is None:
-        return _Fit(model, state, where).load_whole(_class_layers(model))
+def _fill_backbone(model: nn.Module, source: Source, body: str = "", head: str | None = None) -> str:
+    """The part of the file for `model.backbone`; whatever is neither body nor head is refused as unexpected."""
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise CheckpointError(
             f"the file holds a backbone, and {type(model).__name__} has none",
-            where=where,
+            where=source.where,
             expected="a whole state_dict of this network",
             fix="model.weights=none, or a network with that backbone",
         )
-    return _Fit(backbone, alone, where).load_backbone()
+    fit = Fit(backbone, source.state, source.where, ["head new"])
+    if head:
+        fit.drop(head)
+    fit.state = {key.removeprefix(body): value for key, value in fit.state.items()}
+    for layer in getattr(backbone, "left_out", ()):
+        fit.drop(layer)
+    fit.sum_input_channels()
+    return fit.load(" backbone")
+
+
+def _fill_from_classifier(model: Any, source: Source) -> str:
+    """VGG-16 for classification into a network that has turned its layers into convolutions."""
+    converted: State = model.from_classifier(source.state)
+    fit = Fit(model, converted, source.where)
+    # The convolutions are there or the file is broken; hidden layers may be missing.
+    fit.leave_rest(f"{name}." for name, module in model.named_modules() if isinstance(module, VGG16))
+    if any(key.startswith("classifier.") for key in source.state):
+        hidden = any(name in key for key in converted for name in ("fc6", "fc7"))
+        fit.notes.append("classifier.6 dropped" if hidden else "classifier dropped")
+    fit.sum_input_channels()
+    return fit.load()
+
+
+def _fill_timm(backbone: TimmFeatures, source: Source) -> str:
+    try:
+        state = backbone.from_classifier(source.state)
+    except CheckpointError as error:
+        error.where = f"{source.where}\n{error.where}"
+        raise
+    dropped = [f"{head} dropped" for head in backbone.heads() if f"{head}.weight" in source.state]
+    fit = Fit(backbone, state, source.where, ["head new", *dropped, *_adapted(backbone)])
+    return fit.load(" backbone")
 
 
 def _class_layers(model: nn.Module) -> tuple[str, ...]:
@@ -175,92 +271,3 @@ def _class_layers(model: nn.Module) -> tuple[str, ...]:
         return ("classifier.4", "aux_classifier.4")
     declared: tuple[str, ...] = getattr(model, "class_layers", ())
     return declared
-
-
-@dataclass
-class _Fit:
-    """One state_dict on its way into one module, and what had to be said about it."""
-
-    module: nn.Module
-    state: State
-    where: str
-    notes: list[str] = field(default_factory=list)
-    new: set[str] = field(default_factory=set)
-    """Keys of the module that keep their fresh values."""
-
-    def __post_init__(self) -> None:
-        self.own: State = self.module.state_dict()
-        self.state = dict(self.state)
-
-    def load_backbone(self) -> str:
-        self.notes.append("head new")
-        self.sum_input_channels()
-        return f"loaded {self.load()} backbone, {', '.join(self.notes)}"
-
-    def load_whole(self, class_layers: tuple[str, ...]) -> str:
-        self.drop_idle_aux()
-        self.leave_other_classes(class_layers)
-        self.sum_input_channels()
-        return ", ".join([f"loaded {self.load()}", *self.notes])
-
-    def drop_idle_aux(self) -> None:
-        idle = [key for key in self.state if key.startswith("aux_classifier.")]
-        if idle and not any(key.startswith("aux_classifier.") for key in self.own):
-            for key in idle:
-                del self.state[key]
-            self.notes.append("aux_classifier dropped")
-
-    def leave_other_classes(self, class_layers: tuple[str, ...]) -> None:
-        """Class layers made for another number of classes stay new; any other misfit is refused later."""
-        changes: list[str] = []
-        for layer in class_layers:
-            theirs, ours = self.state.get(f"{layer}.weight"), self.own.get(f"{layer}.weight")
-            if theirs is None or ours is None or theirs.shape[1:] != ours.shape[1:]:
-                continue
-            if theirs.shape[0] != ours.shape[0]:
-                keys = {key for key in self.own if key.startswith(f"{layer}.")}
-                self.new |= keys
-                for key in keys:
-                    self.state.pop(key, None)
-                changes.append(f"head new ({theirs.shape[0]} -> {ours.shape[0]} classes)")
-        self.notes += dict.fromkeys(changes)
-
-    def sum_input_channels(self) -> None:
-        """Color weights for a gray image: their sum answers as if the image were repeated in each channel."""
-        first = next((name for name, m in self.module.named_modules() if isinstance(m, nn.Conv2d)), "")
-        theirs, ours = self.state.get(f"{first}.weight"), self.own.get(f"{first}.weight")
-        if theirs is None or ours is None or theirs.ndim != 4 or ours.shape[1] != 1 or theirs.shape[1] != 3:
-            return
-        self.state[f"{first}.weight"] = theirs.sum(dim=1, keepdim=True)
-        self.notes.append("first convolution summed over its 3 input channels")
-
-    def load(self) -> str:
-        """Checks, then copies; returns `<tensors loaded>/<tensors of the module>`."""
-        wanted = set(self.own)
-        if not any(key.endswith(COUNTER) for key in self.state):
-            wanted = {key for key in wanted if not key.endswith(COUNTER)}
-        missing = [key for key in self.own if key in wanted - self.new - self.state.keys()]
-        unexpected = [key for key in self.state if key not in self.own]
-        misshaped = [
-            f"{key} {tuple(value.shape)}, the network's {tuple(self.own[key].shape)}"
-            for key, value in self.state.items()
-            if key in self.own and value.shape != self.own[key].shape
-        ]
-        if missing or unexpected or misshaped:
-            raise self.misfit(missing, unexpected, misshaped)
-        self.module.load_state_dict({**self.own, **self.state})
-        return f"{len(self.state)}/{len(wanted)}"
-
-    def misfit(self, missing: list[str], unexpected: list[str], misshaped: list[str]) -> CheckpointError:
-        found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-        lines = [f"{what}: {listed(keys, 3)}" for what, keys in found.items() if keys]
-        only_aux = missing and all(key.startswith("aux_classifier.") for key in missing)
-        return CheckpointError(
-            "the weights do not fit the network, tensor by tensor: "
-            + ", ".join(f"{len(keys)} {what}" for what, keys in found.items() if keys),
-            where="\n".join([self.where, *lines]),
-            expected=f"the {len(self.own)} tensors of {type(self.module).__name__}",
-            fix="set model.aux=false: the file has no auxiliary head"
-            if only_aux and not unexpected and not misshaped
-            else "choose the model and model.backbone the file was made for, or model.weights=none",
-        )

@@ -16,6 +16,7 @@ from segtrain.metrics.confusion import ConfusionMatrix
 from segtrain.types import Batch
 
 Inference = Callable[[nn.Module, Tensor], Tensor]
+Refine = Callable[[Tensor, Tensor], Tensor]
 
 
 class SemanticTask:
@@ -26,7 +27,8 @@ class SemanticTask:
         classes: names in index order.
         palette: one RGB triple per class.
         mean, std: per channel, for images scaled to [0, 1].
-        inference: (model, normalized image) -> logits at the image's size.
+        inference: (model, normalized image) -> logits at the image's size; one with a method `refine`, as a
+            `segtrain.inference.ImageInference` has, is then given the image itself and these logits.
     """
 
     name = "semantic"
@@ -79,7 +81,7 @@ class SemanticTask:
             ConfigError: the batch is too small for batch normalization, or the network breaks its contract.
         """
         try:
-            outputs = outputs_of(model, self.normalize(batch.image))
+            outputs = outputs_of(model, self.normalize(batch.image), resize=self.loss.resolution == "full")
         except ValueError as error:
             # Where in the network an image shrinks to one value, only the network knows, and torch finds it.
             if "more than 1 value per channel" not in str(error):
@@ -97,7 +99,9 @@ class SemanticTask:
         """Image (B, H, W, C) -> logits (B, num_classes, H, W) at the image's size."""
         logits = self.inference(model, self.normalize(image))
         self._check_channels(logits)
-        return logits
+        # A plain function of a user's own has nothing to refine with.
+        refine: Refine = getattr(self.inference, "refine", _unrefined)
+        return refine(image, logits)
 
     def meter(self) -> SemanticMeter:
         """Counts for one evaluation."""
@@ -108,6 +112,10 @@ class SemanticTask:
         if logits.shape[1] != len(self.classes):
             found = f"the model's logits are {tuple(logits.shape)}, the data have {len(self.classes)} classes"
             raise wrong_outputs(found, len(self.classes))
+
+
+def _unrefined(image: Tensor, logits: Tensor) -> Tensor:
+    return logits
 
 
 def _too_small(image: Tensor) -> ConfigError:

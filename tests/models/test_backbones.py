@@ -9,8 +9,9 @@ from torch import nn
 
 from segtrain.errors import ConfigError
 from segtrain.models.backbones.build import BACKBONES, build_backbone
+from segtrain.models.backbones.resnet import ResNetVariant
 
-SMALL = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large")
+SMALL = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "vgg16", "vgg16_bn", "xception65")
 
 
 def twin(name: str, **options: object) -> tuple[nn.Module, nn.Module]:
@@ -20,7 +21,7 @@ def twin(name: str, **options: object) -> tuple[nn.Module, nn.Module]:
     return plain.double().eval(), other.double().eval()
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "xception65"])
 def test_weights_are_torchvisions_without_the_head(name: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, weights=None)
@@ -87,7 +88,7 @@ def test_mobilenet_v3_dilation_is_torchvisions() -> None:
     [(16, [1, 2, 4], 1, [2, 4, 8]), (8, [1, 2, 4], 2, [4, 8, 16]), (8, [1, 1, 1], 2, [4, 4, 4])],
 )
 def test_multi_grid_is_the_authors_scheme(output_stride: int, grid: list[int], layer3: int, layer4: list[int]) -> None:
-    backbone = build_backbone("resnet50", output_stride, multi_grid=grid)  # type: ignore[arg-type]
+    backbone = build_backbone("resnet50", output_stride, resnet=ResNetVariant(multi_grid=grid))  # type: ignore[arg-type]
     assert dilations(backbone.layer3) == [layer3] * 6
     assert dilations(backbone.layer4) == layer4
     assert backbone.eval()(torch.randn(1, 3, 64, 64))[-1].shape[-1] == 64 // output_stride
@@ -113,6 +114,29 @@ def test_other_channel_counts(name: str) -> None:
     assert features[-1].shape[-2:] == (1, 1)
 
 
+@torch.inference_mode()
+def test_unit_is_what_the_second_unit_adds_to_its_input() -> None:
+    block, unit = twin("resnet50", low_level="unit")
+    seen: list[torch.Tensor] = []
+    block.layer1[1].bn3.register_forward_hook(lambda _module, _args, out: seen.append(out.clone()))
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    want, got = block(image), unit(image)
+    assert torch.equal(got[0], seen[0])
+    assert got[0].min() < 0  # no ReLU yet
+    assert all(torch.equal(a, b) for a, b in zip(got[1:], want[1:], strict=True))
+    assert unit.out_channels == block.out_channels
+
+
+@torch.inference_mode()
+def test_mobilenet_without_its_last_convolution() -> None:
+    whole = build_backbone("mobilenet_v2").eval()
+    cut = build_backbone("mobilenet_v2", last_channels=320).eval()
+    cut.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("18.")})
+    image = torch.randn(1, 3, 64, 64)
+    assert cut.out_channels == [24, 32, 96, 320]
+    assert torch.equal(whole[18](cut(image)[-1]), whole(image)[-1])
+
+
 def test_unknown_backbone_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         build_backbone("resnet5O")
@@ -126,7 +150,13 @@ def test_unknown_backbone_names_the_nearest() -> None:
 def test_arguments_without_a_meaning_are_refused() -> None:
     with pytest.raises(ConfigError, match="low_level has no meaning for the backbone resnet18"):
         build_backbone("resnet18", low_level="expansion")
+    with pytest.raises(ConfigError, match="low_level has no meaning for the backbone mobilenet_v2"):
+        build_backbone("mobilenet_v2", low_level="unit")
+    with pytest.raises(ConfigError, match="low_level has no meaning for the backbone vgg16"):
+        build_backbone("vgg16", low_level="expansion")
+    with pytest.raises(ConfigError, match="last_channels has no meaning for the backbone resnet50"):
+        build_backbone("resnet50", last_channels=320)
     with pytest.raises(ConfigError, match="multi_grid has no meaning for the backbone mobilenet_v2"):
-        build_backbone("mobilenet_v2", multi_grid=[1, 2, 4])
+        build_backbone("mobilenet_v2", resnet=ResNetVariant(multi_grid=[1, 2, 4]))
     with pytest.raises(ConfigError, match="3 factors in multi_grid, 2 units in layer4 of resnet18"):
-        build_backbone("resnet18", 16, multi_grid=[1, 2, 4])
+        build_backbone("resnet18", 16, resnet=ResNetVariant(multi_grid=[1, 2, 4]))

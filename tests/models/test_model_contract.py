@@ -10,35 +10,74 @@ from torch import nn
 
 from segtrain.errors import ConfigError
 from segtrain.models.deeplab import DeepLabV3, DeepLabV3Plus
-from segtrain.models.fcn import FCNTorchvision
+from segtrain.models.deeplabv1 import DeepLabV1
+from segtrain.models.deeplabv2 import DeepLabV2
+from segtrain.models.fcn import FCN, FCNTorchvision
 from segtrain.models.layers import resize_logits
 from segtrain.models.lraspp import LRASPP
+from segtrain.models.pspnet import PSPNet
 from segtrain.models.segmentation import SegmentationModel
-from segtrain.models.unet import UNet
+from segtrain.models.segnet import SegNet
+from segtrain.models.unet import UNet, UNetValid
+
+
+def scored(model: FCN) -> FCN:
+    """Its scores start at zero, so that nothing below them has a gradient yet: gives them weights."""
+    for name, layer in model.named_children():
+        if name.startswith("score"):
+            nn.init.normal_(layer.weight, std=0.1)
+    return model
+
 
 MODELS: dict[str, Callable[..., SegmentationModel]] = {
+    "fcn16s": lambda **k: scored(FCN(stride=16, fc_channels=8, **k)),
+    "fcn8s_modern": lambda **k: scored(FCN(padding="modern", fc_channels=8, learn_upsampling=True, **k)),
+    "fcn_torchvision": lambda **k: FCNTorchvision(backbone="resnet18", **k),
     "unet": lambda **k: UNet(base_channels=4, **k),
     "unet_bilinear": lambda **k: UNet(base_channels=4, depth=3, bilinear=True, **k),
-    "fcn": lambda **k: FCNTorchvision(backbone="resnet18", **k),
+    "unet_valid": lambda **k: UNetValid(base_channels=4, depth=2, **k),
+    "segnet": lambda **k: SegNet(**k),
+    "pspnet": lambda **k: PSPNet(backbone="resnet18", **k),
+    "deeplabv1": lambda **k: DeepLabV1(fc_channels=8, **k),
+    "deeplabv2": lambda **k: DeepLabV2(backbone="resnet50", **k),
+    "deeplabv2_vgg": lambda **k: DeepLabV2(backbone="vgg16", **k),
     "deeplabv3": lambda **k: DeepLabV3(backbone="resnet18", output_stride=16, **k),
+    "deeplabv3_cascade": lambda **k: DeepLabV3(
+        backbone="resnet50", output_stride=16, head="cascade", head_conv=False, aux=False, **k
+    ),
     "deeplabv3_mobilenet": lambda **k: DeepLabV3(backbone="mobilenet_v3_large", **k),
+    "deeplabv3_mobilenet_v2": lambda **k: DeepLabV3(
+        backbone="mobilenet_v2", last_channels=320, atrous_rates=[], head_conv=False, aux=False, align_corners=True, **k
+    ),
     "deeplabv3plus": lambda **k: DeepLabV3Plus(backbone="resnet18", aux=True, **k),
     "deeplabv3plus_mobilenet": lambda **k: DeepLabV3Plus(
         backbone="mobilenet_v2", separable=True, low_level="expansion", **k
     ),
+    "deeplabv3plus_xception": lambda **k: DeepLabV3Plus(backbone="xception65", separable=True, **k),
     "lraspp": lambda **k: LRASPP(**k),
 }
 STRIDES = {
+    "fcn16s": 1,
+    "fcn8s_modern": 1,
+    "fcn_torchvision": 8,
     "unet": 1,
     "unet_bilinear": 1,
-    "fcn": 8,
+    "segnet": 1,
+    "pspnet": 8,
+    "deeplabv1": 8,
+    "deeplabv2": 8,
+    "deeplabv2_vgg": 8,
     "deeplabv3": 16,
+    "deeplabv3_cascade": 16,
     "deeplabv3_mobilenet": 16,
+    "deeplabv3_mobilenet_v2": 16,
     "deeplabv3plus": 4,
     "deeplabv3plus_mobilenet": 4,
+    "deeplabv3plus_xception": 4,
     "lraspp": 8,
 }
-WITH_AUX = {"fcn", "deeplabv3", "deeplabv3_mobilenet", "deeplabv3plus"}
+"""Of the native logits; a valid U-Net has them for some sizes only."""
+WITH_AUX = {"fcn_torchvision", "pspnet", "deeplabv3", "deeplabv3_mobilenet", "deeplabv3plus"}
 
 
 @pytest.fixture(params=MODELS, scope="module")
@@ -53,15 +92,17 @@ def model(name: str) -> SegmentationModel:
 
 
 def test_forward_is_the_native_logits_at_the_size_of_the_image(name: str, model: SegmentationModel) -> None:
-    image = torch.randn(1, 3, 341, 257)
+    if name not in STRIDES:
+        pytest.skip("its native logits are for some sizes only: tests/models/test_unet_valid.py")
+    image = torch.randn(1, 3, 345, 257)
     with torch.inference_mode():
         native = model.logits(image)
         logits = model(image)
     stride = STRIDES[name]
     assert list(native) == list(logits) == ["out"]  # no aux outside training
-    assert native["out"].shape == (1, 3, -(-341 // stride), -(-257 // stride))
-    assert logits["out"].shape == (1, 3, 341, 257)
-    assert torch.equal(logits["out"], resize_logits(native["out"], (341, 257), model.align_corners))
+    assert native["out"].shape == (1, 3, -(-345 // stride), -(-257 // stride))
+    assert logits["out"].shape == (1, 3, 345, 257)
+    assert torch.equal(logits["out"], resize_logits(native["out"], (345, 257), model.align_corners))
 
 
 def test_training_reaches_every_parameter(name: str) -> None:
@@ -123,3 +164,48 @@ def test_logits_that_are_no_dict_are_named() -> None:
 
     with pytest.raises(ConfigError, match=r"Bare\.logits returns a Tensor"):
         Bare(num_classes=3, in_channels=3)(torch.zeros(1, 3, 4, 4))
+
+
+def test_mixed_precision_trains_and_agrees_with_full(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name](num_classes=3).train()
+    image = torch.randn(2, 3, 65, 49)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(image)
+    assert all(value.isfinite().all() for value in logits.values())
+    sum(value.float().square().mean() for value in logits.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.inference_mode():
+        full = model(image)["out"]
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(image)["out"].float()
+    # bfloat16 keeps 8 bits; tens of layers add up to a few percent of the scale.
+    assert (full - half).abs().mean() < 0.05 * full.abs().max()
+
+
+def test_compiles_as_one_graph(name: str, model: SegmentationModel) -> None:
+    torch._dynamo.reset()
+    # Tracing alone, without the minutes that code generation takes: that is the slow test's.
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    image = torch.randn(1, 3, 65, 49)
+    with torch.no_grad():
+        assert torch.allclose(compiled(image)["out"], model(image)["out"], atol=1e-4)
+
+
+def test_exports_with_the_same_logits(name: str, model: SegmentationModel) -> None:
+    image = torch.randn(1, 3, 65, 49)
+    with torch.no_grad():
+        exported = torch.export.export(model, (image,)).module()
+        assert torch.allclose(exported(image)["out"], model(image)["out"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_generated_code_gives_the_same_logits_at_two_sizes(name: str, model: SegmentationModel) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        for size in ((65, 49), (80, 64)):
+            image = torch.randn(1, 3, *size)
+            expected = model(image)["out"]
+            assert (compiled(image)["out"] - expected).abs().max() < 1e-4 * expected.abs().max()

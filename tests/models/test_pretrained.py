@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segtrain import checkpoint
 from segtrain.errors import CheckpointError, ConfigError
 from segtrain.models.deeplab import DeepLabV3, DeepLabV3Plus
-from segtrain.models.fcn import FCNTorchvision
+from segtrain.models.fcn import FCN, FCNTorchvision
 from segtrain.models.lraspp import LRASPP
 from segtrain.models.pretrained import load_weights
 from segtrain.models.unet import UNet
@@ -160,7 +160,7 @@ def test_classification_resnet_with_and_without_fc(tmp_path: Path) -> None:
         model = small()
         before = snapshot(model)
         report = load_weights(model, str(tmp_path / "w.pth"))
-        assert report == f"loaded {count}/{count} backbone, head new"
+        assert report == f"loaded {count}/{count} backbone, head new" + ("" if drop else ", fc dropped")
         assert len(same(source.state_dict(), model.backbone.state_dict())) == count
         heads = {key for key in before if not key.startswith("backbone.")}
         assert heads <= same(before, model.state_dict())
@@ -170,7 +170,7 @@ def test_files_older_than_the_batch_counters(tmp_path: Path) -> None:
     state = torchvision.models.resnet18(weights=None).state_dict()
     old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "w.pth")
-    assert load_weights(small(), str(tmp_path / "w.pth")) == "loaded 100/100 backbone, head new"
+    assert load_weights(small(), str(tmp_path / "w.pth")) == "loaded 100/100 backbone, head new, fc dropped"
 
 
 def test_mobilenet_features_with_and_without_classifier(tmp_path: Path) -> None:
@@ -178,11 +178,13 @@ def test_mobilenet_features_with_and_without_classifier(tmp_path: Path) -> None:
     for prefix in ("", "module."):
         torch.save({prefix + k: v for k, v in source.state_dict().items()}, tmp_path / "w.pth")
         model = DeepLabV3Plus(num_classes=2, backbone="mobilenet_v2")
-        assert load_weights(model, str(tmp_path / "w.pth")) == "loaded 312/312 backbone, head new"
+        report = load_weights(model, str(tmp_path / "w.pth"))
+        assert report == "loaded 312/312 backbone, head new, classifier dropped"
         assert len(same(source.features.state_dict(), model.backbone.state_dict())) == 312
     large = torchvision.models.mobilenet_v3_large(weights=None)
     torch.save(large.state_dict(), tmp_path / "w.pth")
-    assert load_weights(LRASPP(num_classes=2), str(tmp_path / "w.pth")) == "loaded 308/308 backbone, head new"
+    report = load_weights(LRASPP(num_classes=2), str(tmp_path / "w.pth"))
+    assert report == "loaded 308/308 backbone, head new, classifier dropped"
 
 
 def test_backbone_of_a_segmentation_network(tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_imagenet_loads_the_backbone_from_the_cache(hub: Path, monkeypatch: pyte
     published = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     torch.save(source.state_dict(), hub / Path(published.url).name)
     model = small()
-    assert load_weights(model, "imagenet") == "loaded 120/120 backbone, head new"
+    assert load_weights(model, "imagenet") == "loaded 120/120 backbone, head new, fc dropped"
     assert len(same(source.state_dict(), model.backbone.state_dict())) == 120
 
 
@@ -389,3 +391,142 @@ def test_torchvision_builders_load_their_own_imagenet_weights() -> None:
     with pytest.raises(ConfigError) as caught:
         load_weights(model, "imagenet")
     assert "model.weights=none model.weights_backbone=DEFAULT" in str(caught.value)
+
+
+# --- classification networks in which a layer has a name of ours
+
+
+def test_a_classifier_of_the_same_name_does_not_make_a_whole_network(tmp_path: Path) -> None:
+    # mobilenet_v2's last layer is classifier.1, as that of DeepLabV3 without the 3x3 convolution.
+    source = torchvision.models.mobilenet_v2(weights=None)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = DeepLabV3(
+        num_classes=3, backbone="mobilenet_v2", last_channels=320, atrous_rates=[], head_conv=False, aux=False
+    )
+    assert "classifier.1.weight" in model.state_dict()
+    report = load_weights(model, str(tmp_path / "w.pth"))
+    assert report == "loaded 306/306 backbone, head new, classifier dropped, 18 dropped"
+    assert len(same(source.features.state_dict(), model.backbone.state_dict())) == 306
+
+
+def test_xception_takes_timms_classification_file(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    source = timm.create_model("xception65")
+    model = DeepLabV3Plus(num_classes=3, backbone="xception65")
+    count = len(model.backbone.state_dict())
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    assert load_weights(model, str(tmp_path / "w.pth")) == f"loaded {count}/{count} backbone, head new, head dropped"
+    assert len(same(source.state_dict(), model.backbone.state_dict())) == count
+    with pytest.raises(ConfigError) as caught:
+        load_weights(model, "imagenet")
+    assert "model.backbone=timm/xception65 has timm's" in str(caught.value)
+
+
+# --- VGG-16 for classification into convolutional networks
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> dict[str, Tensor]:
+    """torchvision's keys and shapes; one number per tensor, so that half a gigabyte needs no place."""
+    with torch.device("meta"):
+        state = torchvision.models.vgg16(weights=None).state_dict()
+    return {key: torch.tensor(float(index + 1)).expand(value.shape) for index, (key, value) in enumerate(state.items())}
+
+
+def fcn(stride: Any = 32, num_classes: int = 3, **options: Any) -> FCN:
+    return FCN(num_classes=num_classes, stride=stride, **{"fc_channels": 32, **options})
+
+
+def test_vgg_fills_what_became_convolutions(vgg16: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(vgg16, tmp_path / "w.pth")
+    model = fcn(stride=16)
+    report = load_weights(model, str(tmp_path / "w.pth"))
+    assert report == "loaded 30/36, new: score_fr, upscore2, score_pool4, upscore16, classifier.6 dropped"
+    assert model.fc6.weight.unique().tolist() == [vgg16["classifier.0.weight"].flatten()[0]]
+    assert model.fc7.bias.unique().tolist() == [vgg16["classifier.3.bias"][0]]
+
+
+def test_vgg_features_alone_leave_the_hidden_layers_new(vgg16: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({key: value for key, value in vgg16.items() if key.startswith("features.")}, tmp_path / "w.pth")
+    assert load_weights(fcn(), str(tmp_path / "w.pth")) == "loaded 26/33, new: fc6, fc7, score_fr, upscore"
+
+
+def test_imagenet_of_a_network_without_a_classifying_backbone(
+    vgg16: dict[str, Tensor], hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_the_network(monkeypatch, AssertionError("the cache must be enough"))
+    torch.save(vgg16, hub / Path(torchvision.models.VGG16_Weights.IMAGENET1K_V1.url).name)
+    assert load_weights(fcn(), "imagenet") == "loaded 30/33, new: score_fr, upscore, classifier.6 dropped"
+
+
+@pytest.mark.parametrize("fault", ["features.28.weight", "features.0.bias", "classifier.0.bias"])
+def test_a_vgg_with_a_tensor_missing_is_refused(vgg16: dict[str, Tensor], fault: str, tmp_path: Path) -> None:
+    torch.save({key: value for key, value in vgg16.items() if key != fault}, tmp_path / "w.pth")
+    text = refused(fcn(), tmp_path / "w.pth")
+    assert "1 missing" in text
+    assert {"classifier.0.bias": "fc6.bias"}.get(fault, fault.replace("features", "backbone")) in text
+
+
+def test_a_vgg_with_a_layer_missing_or_more_is_refused(vgg16: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({key: value for key, value in vgg16.items() if not key.startswith("features.28.")}, tmp_path / "w.pth")
+    assert "2 missing" in refused(fcn(), tmp_path / "w.pth")
+    torch.save({**vgg16, "features.31.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    assert "unexpected: backbone.31.weight" in refused(fcn(), tmp_path / "w.pth")
+
+
+def test_vgg_as_a_plain_backbone(tmp_path: Path) -> None:
+    source = torchvision.models.vgg16_bn(weights=None).features
+    torch.save({f"features.{key}": value for key, value in source.state_dict().items()}, tmp_path / "w.pth")
+    model = DeepLabV3Plus(num_classes=2, backbone="vgg16_bn")
+    count = len(source.state_dict())
+    assert load_weights(model, str(tmp_path / "w.pth")) == f"loaded {count}/{count} backbone, head new"
+    assert len(same(source.state_dict(), model.backbone.state_dict())) == count
+
+
+# --- staged initialization
+
+
+def mark(model: nn.Module) -> dict[str, Tensor]:
+    """Fills a network with values that no fresh one has."""
+    for index, value in enumerate(model.state_dict().values()):
+        value.fill_(index + 0.5)
+    return snapshot(model)
+
+
+def test_a_finer_fcn_starts_from_a_coarser_one(tmp_path: Path) -> None:
+    coarse, model = fcn(32), fcn(16)
+    before, source = snapshot(model), mark(coarse)
+    torch.save(source, tmp_path / "w.pth")
+    report = load_weights(model, str(tmp_path / "w.pth"))
+    assert report == "loaded 32/36, new: upscore2, score_pool4, upscore16, dropped: upscore"
+    after = model.state_dict()
+    assert same(source, after) == set(source) - {"upscore.weight"}
+    fresh = {key for key in after if key.split(".")[0] in ("upscore2", "score_pool4", "upscore16")}
+    assert same(before, after) == fresh
+
+
+def test_the_finest_fcn_keeps_the_layers_of_the_middle_one(tmp_path: Path) -> None:
+    middle, model = fcn(16), fcn(8)
+    source = mark(middle)
+    torch.save(source, tmp_path / "w.pth")
+    report = load_weights(model, str(tmp_path / "w.pth"))
+    assert report == "loaded 35/39, new: upscore_pool4, score_pool3, upscore8, dropped: upscore16"
+    assert same(source, model.state_dict()) == set(source) - {"upscore16.weight"}
+
+
+def test_staging_forgives_nothing_else(tmp_path: Path) -> None:
+    source = dict(mark(fcn(32)))
+    del source["score_fr.bias"], source["fc7.weight"]
+    source["pool5.weight"] = torch.zeros(1)
+    torch.save(source, tmp_path / "w.pth")
+    text = refused(fcn(16), tmp_path / "w.pth")
+    assert "2 missing, 1 unexpected" in text
+    assert "missing: fc7.weight, score_fr.bias" in text
+
+
+def test_staging_for_another_number_of_classes(tmp_path: Path) -> None:
+    torch.save(mark(fcn(32, num_classes=21)), tmp_path / "w.pth")
+    report = load_weights(fcn(16), str(tmp_path / "w.pth"))
+    assert report == (
+        "loaded 30/36, head new (21 -> 3 classes), new: upscore2, score_pool4, upscore16, dropped: upscore"
+    )

@@ -21,8 +21,10 @@ def test_totals(bilinear: bool, goldens: dict[str, Any]) -> None:
     with torch.device("meta"):
         plain = UNet(num_classes=2, in_channels=1, bilinear=bilinear)
         biased = UNet(num_classes=2, in_channels=1, bilinear=bilinear, bias=True)
+        bare = UNet(num_classes=2, in_channels=1, bilinear=bilinear, norm=False)
     assert count(plain) == totals["unet_bn_nobias_1_2"]
     assert count(biased) == totals["unet_bn_convbias_1_2"]
+    assert count(bare) == totals["unet_1_2"] == totals["unet_bilinear_conv2x2_1_2"]
 
 
 def test_recorded_logits(goldens: dict[str, Any], wave: Any, fill_by_order: Any, check_logits: Any) -> None:
@@ -51,6 +53,25 @@ def test_odd_sizes_shift_nothing(bilinear: bool, size: tuple[int, int]) -> None:
     near = (..., slice(0, height - reach), slice(0, width - reach))
     assert torch.allclose(cut[near], whole[near], rtol=0, atol=1e-12)
     assert not torch.allclose(cut, whole[..., :height, :width])
+
+
+def test_without_normalization_no_layer_normalizes_and_every_convolution_has_a_bias() -> None:
+    model = UNet(num_classes=2, base_channels=4, norm=False)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert all(module.bias is not None for module in model.modules() if isinstance(module, nn.Conv2d))
+    # One sample, one pixel at the bottom: nothing asks for the statistics of a batch.
+    assert model.train()(torch.randn(1, 3, 8, 8))["out"].shape == (1, 2, 8, 8)
+
+
+def test_dropout_ends_the_contracting_path() -> None:
+    torch.manual_seed(0)
+    model = UNet(num_classes=2, base_channels=4, depth=3, dropout=1.0)
+    image = torch.randn(2, 3, 16, 16)
+    model.train()(image)["out"].sum().backward()
+    assert [bool(level[0].weight.grad.any()) for level in model.encoder] == [True, True, True, False]
+    other = UNet(num_classes=2, base_channels=4, depth=3)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(image)["out"], other.eval()(image)["out"])
 
 
 def test_every_level_doubles_the_channels_and_halves_the_grid() -> None:

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 OutputStride = Literal[8, 16, 32]
 """Input pixels per pixel of the deepest feature; a smaller one costs more time and memory."""
+
+
+class Subsample(nn.Module):
+    """Every `stride`-th row and column: the shortcut of a strided unit that has no projection. No parameters."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[..., :: self.stride, :: self.stride]
 
 
 def limit_stride(blocks: Iterable[nn.Module], *, stride: int, output_stride: int, dilate_strided: bool = False) -> None:
@@ -38,6 +49,8 @@ def limit_stride(blocks: Iterable[nn.Module], *, stride: int, output_stride: int
             keeps_rate = conv.stride[0] > 1 and not dilate_strided
             conv.stride = (1, 1)
             spread(conv, before if keeps_rate else rate)
+        for shortcut in (module for module in block.modules() if isinstance(module, Subsample)):
+            shortcut.stride = 1
 
 
 def spread(conv: nn.Conv2d, rate: int) -> None:

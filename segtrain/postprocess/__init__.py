@@ -1,0 +1,1 @@
+"""What refines a network's probabilities with the image itself."""
