@@ -27,8 +27,8 @@ ROWS = {
         "model.weights={weights}",
         "trainer.epochs=4",
     ],
-    "deeplabv3plus_voc": [
-        "experiment=deeplabv3plus_voc",
+    "deeplabv3plus_mobilenet_voc": [
+        "experiment=deeplabv3plus_mobilenet_voc",
         "data.root={data}",
         "model.weights={weights}",
         "data.crop_size=256",

@@ -29,6 +29,7 @@ from segtrain.data.scan import scan
 from segtrain.errors import ConfigError, DataError, SegtrainError
 from segtrain.experiment import build_dataset, build_model
 from segtrain.models.backbones.build import BACKBONES
+from segtrain.models.summary import measure
 from segtrain.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +61,11 @@ def table(heading: str) -> list[list[str]]:
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
     rules = [i for i, row in enumerate(cells) if set("".join(row)) <= set("-:")]
     return [row for i, row in enumerate(cells) if i not in rules and i + 1 not in rules]
+
+
+def model_rows() -> list[list[str]]:
+    """The table of models, without that of the several scales."""
+    return [row for row in table("Models") if len(row) == 7]
 
 
 def quoted(cell: str) -> set[str]:
@@ -130,7 +136,8 @@ def test_a_wrong_command_line_would_be_found(line: str) -> None:
 
 @pytest.mark.parametrize(("heading", "group"), [("Datasets", "data"), ("Models", "model"), ("Losses", "loss")])
 def test_a_table_names_every_option_of_its_group_and_no_other(heading: str, group: str) -> None:
-    named = [name for row in table(heading) for name in sorted(quoted(row[0]))]
+    rows = model_rows() if heading == "Models" else table(heading)
+    named = [name for row in rows for name in sorted(quoted(row[0]))]
     assert sorted(named) == groups()[group]
 
 
@@ -158,15 +165,16 @@ def test_every_config_key_that_is_named_exists() -> None:
 
 def test_every_backbone_is_named() -> None:
     sentence = next(line for line in section("Models").splitlines() if line.startswith("`model.backbone` is"))
-    assert quoted(sentence) - {"model.backbone"} == set(BACKBONES)
+    assert quoted(sentence) - {"model.backbone", "pip install -e '.[timm]'", "timm/NAME"} == set(BACKBONES)
 
 
-@pytest.mark.parametrize("row", table("Models"), ids=lambda row: row[0].strip("`"))
-def test_the_number_of_parameters_is_right(row: list[str]) -> None:
+@pytest.mark.parametrize("row", model_rows(), ids=lambda row: row[0].strip("`"))
+def test_parameters_multiplications_and_strides_are_right(row: list[str]) -> None:
     with torch.device("meta"):
         model = build_model(compose(["data=voc", f"model={row[0].strip('`')}"]))
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert row[2] == f"{millions:.1f} M"
+    cost = measure(model, (512, 512), 3)
+    stride = getattr(model, "output_stride", 8)  # torchvision's FCN does not say its own
+    assert row[2:5] == [f"{cost.parameters / 1e6:.1f} M", f"{cost.gmacs:.1f}", str(stride)]
 
 
 def test_the_map_of_the_code_names_every_file_and_folder_once() -> None:
