@@ -12,6 +12,7 @@ from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.scan import Scan, scan
 from segtrain.errors import listed
 from segtrain.models.summary import measure
+from segtrain.parts import FROM_CHECKPOINT
 from segtrain.settings import Settings
 from segtrain.tracking import Tracker
 from segtrain.trainer import Trainer
@@ -40,6 +41,11 @@ def say_model(tracker: Tracker, settings: Settings, model: nn.Module, weights: s
         f"model    {model_name(settings)}   {cost}" + (f"   output stride {stride}" if isinstance(stride, int) else "")
     )
     tracker.say(f"weights  {weights}")
+    rider = settings.rider["model"]
+    if rider.freeze_bn and rider.weights == "none" and weights != FROM_CHECKPOINT:
+        tracker.say(
+            "         warning: model.freeze_bn=true keeps statistics that nothing has learned: set model.weights"
+        )
 
 
 def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, val: SegmentationDataset) -> Scan:

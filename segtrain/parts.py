@@ -20,13 +20,16 @@ from segtrain.models.segmentation import SegmentationModel
 from segtrain.optim import make_scheduler, parameter_groups
 from segtrain.settings import GroupOptions, Settings
 
+FROM_CHECKPOINT = "weights from the checkpoint"
+"""What stands in place of a report where a checkpoint fills the network."""
+
 
 def make_model(settings: Settings, load: bool = True) -> tuple[nn.Module, str]:
     """The network, and the line that says which weights it has; `load=False`: a checkpoint will fill it."""
     model: nn.Module = settings.make("model")
     weights = settings.rider["model"].weights
     classes = settings.node["data"].get("classes")
-    return model, load_weights(model, weights, classes) if load else "weights from the checkpoint"
+    return model, load_weights(model, weights, classes) if load else FROM_CHECKPOINT
 
 
 def make_dataset(settings: Settings, split: str, augmented: bool = True) -> SegmentationDataset:
@@ -104,5 +107,17 @@ def refuse_misfits(settings: Settings, model: nn.Module, inference: ImageInferen
             expected="a segtrain.models.segmentation.SegmentationModel, which has logits at its own stride",
             fix="set loss.resolution=full",
         )
+    if getattr(model, "context", None) == "crop":
+        refuse_judged_margin(settings.augment, int(model.margin))  # type: ignore[arg-type]
     if isinstance(inference, ImageInference):  # a user's own may be any callable
         inference.check(model)
+
+
+def refuse_judged_margin(augment: dict[str, Any], margin: int) -> None:
+    """Where the crop is its own surroundings, nobody may judge its border: it has no logits, only zeros."""
+    if augment.get("margin") != margin:
+        raise ConfigError(
+            f"model.context=crop, and augment.margin is {augment.get('margin', 'not there')}",
+            expected=f"augment.margin={margin}: the pixels per side that the network loses, which are then not judged",
+            fix=f"augment=elastic augment.margin={margin}, or model.context=mirror",
+        )

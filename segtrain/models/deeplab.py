@@ -179,6 +179,8 @@ class DeepLabV3(BackboneModel):
         if head_conv:
             layers += ConvBNReLU(channels, channels)  # its three layers one by one, as torchvision numbers them
         self.classifier = nn.Sequential(*layers, nn.Conv2d(channels, num_classes, 1))
+        if not head_conv:  # the paper's network: its scores start small (the authors' code)
+            _truncated_normal(self.classifier[-1], 0.01)
         self.class_layers = (f"classifier.{len(layers)}", "aux_classifier.4")
         torchvision_form = head_conv and not variant.by_authors
         self.torchvision_form = f"deeplabv3_{backbone}" if torchvision_form else None
@@ -197,7 +199,7 @@ def _check_cascade(backbone: str, atrous_rates: list[int] | None, head_conv: boo
                 where=f"model.head=cascade model.{key}",
                 expected=f"a ResNet of bottlenecks ({listed(BOTTLENECKED)}), model.atrous_rates=null, "
                 "model.head_conv=false",
-                fix=f"model.{fix}, or model.head=aspp",
+                fix=f"model.{fix}; model=deeplabv3_cascade has it all; or model.head=aspp",
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, cast
 
-from annotated_types import Len
+from annotated_types import Interval, Len
 from torch import Tensor, nn
 
 from segtrain.errors import ConfigError
@@ -14,7 +14,7 @@ from segtrain.models.backbones.resnet import ResNet, ResNetVariant
 from segtrain.models.backbones.vgg import VGG16, convolutionalize
 from segtrain.models.multiscale import largest, rescale
 from segtrain.models.segmentation import SegmentationModel
-from segtrain.types import Fraction, NumClasses, PositiveFloat, PositiveInt
+from segtrain.types import Fraction, NumClasses, PositiveInt
 
 RATES = [6, 12, 18, 24]
 """ASPP-L, the pyramid of the paper's best networks; ASPP-S has 2, 4, 8, 12."""
@@ -78,7 +78,7 @@ class DeepLabV2(SegmentationModel):
         atrous_rates: dilation of each branch.
         dropout: after fc6 and fc7 of VGG-16; None: 0.5 as in the paper. A ResNet has none.
         msc: read the image at several scales, about twice the time and memory.
-        msc_scales: the scales besides 1, as fractions of the image's sides.
+        msc_scales: the scales besides 1, as fractions of the image's sides, in [0.1, 4].
         align_corners: how logits and scaled images are resized; true in the authors' Caffe code, false in the
             PyTorch port that is most in use.
 
@@ -96,7 +96,7 @@ class DeepLabV2(SegmentationModel):
         atrous_rates: Annotated[list[PositiveInt], Len(1)] = RATES,
         dropout: Fraction | None = None,
         msc: bool = False,
-        msc_scales: list[PositiveFloat] = SCALES,
+        msc_scales: list[Annotated[float, Interval(ge=0.1, le=4)]] = SCALES,
         align_corners: bool = False,
     ) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, align_corners=align_corners)

@@ -85,8 +85,9 @@ class PSPNet(BackboneModel):
     other size works too. 46,716,373 parameters on ResNet-50 with 21 classes, 49,081,578 with the auxiliary
     head. Ports often have torchvision's 7x7 stem or dilation, or a narrower pyramid.
 
-    Keys are those of the authors' PyTorch code with other prefixes: `backbone` has conv1, bn1, ... bn3 and
-    layer1 to layer4, `ppm` is the same, `classifier` is `cls` and `aux_classifier` is `aux`.
+    The backbone's keys are those of the authors' ImageNet networks (conv1, bn1, ... bn3, layer1 to layer4), whose files
+    load by `model.weights=PATH`. Their whole PSPNets number the stem anew (layer0) and name the heads `cls` and
+    `aux`: such a file is refused.
 
     Args:
         num_classes: channels of the output.

@@ -97,4 +97,12 @@ def _refuse(backbone: str, key: str, value: object, neutral: object) -> None:
             f"{key} has no meaning for the backbone {backbone}",
             where=f"model.{key}={value}",
             expected=f"model.{key}={'null' if neutral is None else neutral}",
+            fix=f"set model.{key}={'null' if neutral is None else neutral}, or a backbone that has it: "
+            + (
+                "mobilenet_v2"
+                if key == "last_channels"
+                else "a ResNet, or mobilenet_v2"
+                if key == "low_level"
+                else "a ResNet"
+            ),
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segtrain.errors import CheckpointError, ConfigError, closest, listed
 from segtrain.models.backbones.dilation import OutputStride
+from segtrain.models.layers import resize_logits
 
 PREFIX = "timm/"
 
@@ -27,6 +28,8 @@ TimmName = Annotated[str, AfterValidator(_timm_name)]
 
 WORKING = "timm/resnet34d, timm/resnet50, timm/regnety_002, timm/efficientnet_b0, timm/convnext_atto"
 """Some that follow every output stride, for messages."""
+SMALLEST = 32
+"""Height and width that every network takes; smaller images are enlarged."""
 _REFUSALS = (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, AttributeError)
 """What timm's networks raise on an argument that they do not take; many have no message."""
 
@@ -72,7 +75,9 @@ class TimmFeatures(nn.Module):
         self.channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self.body(image)
+        # Kernels without padding need one pixel at the deepest stride, whatever is then dilated.
+        height, width = (max(side, SMALLEST) for side in image.shape[-2:])
+        features: list[Tensor] = self.body(resize_logits(image, (height, width)))
         return [feature.permute(0, 3, 1, 2) for feature in features] if self.channels_last else features
 
     def from_classifier(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
