@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -27,7 +28,8 @@ VERSION_BASE = "1.3"
 COMMANDS = {
     "train": "train a model (the default command)",
     "evaluate": "score a checkpoint on a dataset's split",
-    "predict": "segment a file, a folder or a glob",
+    "predict": "segment a file, a folder, a glob or a video",
+    "compare": "tell whether two evaluations differ: compare RUN_A RUN_B",
 }
 
 
@@ -214,6 +216,8 @@ def split_overrides(command: str, argv: list[str]) -> list[str]:
     `data.root=/x` becomes `++over.data.root=/x` and `data=voc` becomes `++choices.data=voc`; the command lays them over
     the config inside the checkpoint. Keys of the command itself, flags and Hydra's keys pass through.
     """
+    if command == "compare":
+        argv = _runs_together(argv)
     own = set(compose([], command)) | {"hydra"}
     tree = set(compose([])) | set(groups())
     result = []
@@ -238,3 +242,12 @@ def split_overrides(command: str, argv: list[str]) -> list[str]:
             chosen = key in groups() and not value.startswith("{")  # inference={size: 64} sets values
             result.append(f"++choices.{key}={value}" if chosen else f"++over.{key}={value}")
     return result
+
+
+def _runs_together(argv: list[str]) -> list[str]:
+    """`compare A B` as `runs=[A,B]`: the only command that takes plain words."""
+    plain = [word for word in argv if "=" not in word and not word.startswith(("-", "~", "+"))]
+    if not plain:
+        return argv
+    quoted = [QuotedString(word, Quote.single).with_quotes() for word in plain]
+    return [*(word for word in argv if word not in plain), f"runs=[{','.join(quoted)}]"]

@@ -42,16 +42,18 @@ def evaluate(
     device: torch.device,
     *,
     precision: Callable[[], AbstractContextManager[Any]],
+    meter: Meter | None = None,
     after_batch: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Any]:
     """Scores of `model` over every image that `loader` yields on any rank.
 
     No rank waits for another inside the loop, because ranks may have different numbers of images; counts are added
-    once at the end. `after_batch(images)` may raise to stop. The model's training mode is restored.
+    once at the end. `meter` may look at more than the task's own does. `after_batch(images)` may raise to stop. The
+    model's training mode is restored.
     """
     was_training = model.training
     model.eval()
-    meter = task.meter()
+    meter = meter or task.meter()
     started, images = time.monotonic(), 0
     try:
         with torch.inference_mode(), dead_workers_reported():

@@ -7,10 +7,10 @@ prediction and confidence are computed one way.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Annotated, Protocol, cast, runtime_checkable
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Len
 from torch import Tensor, nn
@@ -19,8 +19,14 @@ from segtrain.errors import ConfigError, listed
 from segtrain.models.layers import mirror_window, resize_logits
 from segtrain.postprocess.crf import FullyConnectedCRF
 from segtrain.types import PositiveFloat, Size, height_width
+from segtrain.windows import Band, averaged_bands, log_probs, stacked
 
 Scales = Annotated[list[PositiveFloat], Len(1)]
+Window = Callable[[tuple[int, int], tuple[int, int]], Tensor]
+"""(first row, rows) and (first column, columns) -> that part of the image, normalized (B, C, rows, columns)."""
+
+LARGEST_WHOLE = 2**31
+"""Logits (classes x pixels) that may be held at once: 8 GiB as float32, and what 32-bit indices of kernels reach."""
 
 
 class ImageInference(ABC):
@@ -51,6 +57,17 @@ class ImageInference(ABC):
 
     def check(self, model: nn.Module) -> None:  # noqa: B027 - most protocols take any network
         """Raises a ConfigError for a network that the protocol cannot use."""
+
+    def streams(self) -> bool:
+        """Whether `bands` gives an image's rows one after the other and never holds the logits of all of it."""
+        return False
+
+    def bands(self, model: nn.Module, image: Tensor, normalize: Callable[[Tensor], Tensor]) -> Iterator[Band]:
+        """`image` (B, H, W, C) not normalized -> (first row, row after the last, logits (B, num_classes, rows, W)).
+
+        Bands come from top to bottom and cover the image once; together they are what a call and `refine` give.
+        """
+        yield 0, image.shape[1], self.refine(image, self(model, normalize(image)))
 
     def refine(self, image: Tensor, logits: Tensor) -> Tensor:
         """`image` (B, H, W, C) in [0, 255], not normalized, and its logits -> logits whose `softmax` is the CRF's Q."""
@@ -126,22 +143,36 @@ class SlidingWindow(ImageInference):
         """`image` (B, C, H, W) normalized -> logits (B, num_classes, H, W) float32."""
         return _averaged(lambda view: self._slide(model, view), image, self.size, self.scales, self.flip)
 
+    def streams(self) -> bool:
+        """Whether rows can be had one after the other: with one view, at the image's own size, without CRF."""
+        return self.crf is None and _one_view(self.size, self.scales, self.flip)
+
+    def bands(self, model: nn.Module, image: Tensor, normalize: Callable[[Tensor], Tensor]) -> Iterator[Band]:
+        """As for `ImageInference`; where it streams, windows are normalized one by one."""
+        if not self.streams():
+            return super().bands(model, image, normalize)
+        return self._rows(model, _cut_then_normalized(image, normalize), (image.shape[1], image.shape[2]))
+
     def _slide(self, model: nn.Module, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        spare = max(0, self.window[0] - height), max(0, self.window[1] - width)
-        image = F.pad(image, (0, spare[1], 0, spare[0]))
-        total: Tensor | None = None
-        seen = image.new_zeros(1, 1, *image.shape[-2:], dtype=torch.float32)
-        for y in _starts(image.shape[-2], self.window[0], self.stride[0]):
-            for x in _starts(image.shape[-1], self.window[1], self.stride[1]):
-                rows, columns = slice(y, y + self.window[0]), slice(x, x + self.window[1])
-                probs = _logits(model, image[..., rows, columns]).softmax(1)
-                if total is None:
-                    total = probs.new_zeros(*probs.shape[:2], *image.shape[-2:])
-                total[..., rows, columns] += probs
-                seen[..., rows, columns] += 1
-        assert total is not None
-        return _log(total / seen)[..., :height, :width]
+
+        def cut(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+            return image[..., rows[0] : sum(rows), columns[0] : sum(columns)]
+
+        return stacked(self._rows(model, cut, (height, width)), height)
+
+    def _rows(self, model: nn.Module, cut: Window, size: tuple[int, int]) -> Iterator[Band]:
+        height, width = size
+        padded = max(height, self.window[0]), max(width, self.window[1])
+
+        def probs_of(top: int, left: int) -> Tensor:
+            part = cut((top, min(self.window[0], height)), (left, min(self.window[1], width)))
+            part = F.pad(part, (0, self.window[1] - part.shape[-1], 0, self.window[0] - part.shape[-2]))
+            return _logits(model, part).softmax(1)
+
+        for first, last, logits in averaged_bands(probs_of, padded, self.window, self.stride):
+            if first < height:
+                yield first, min(last, height), logits[..., : height - first, :width]
 
 
 @runtime_checkable
@@ -164,8 +195,7 @@ class OverlapTile(ImageInference):
 
     For networks without padding (U-Net, arXiv 1505.04597, section 2 and figure 2). Output tiles lie side by side;
     their input tiles overlap. A seam cannot be seen: tiles start at multiples of the network's stride, so that each
-    pixel gets the logits that the network would give it in the whole image. Memory grows with the tile but for the
-    logits, which are kept for the whole image.
+    pixel gets the logits that the network would give it in the whole image.
 
     Args:
         window_size: side or [height, width] of an output tile; rounded up to one that the network can give, and no
@@ -201,6 +231,18 @@ class OverlapTile(ImageInference):
             lambda view: self._tile(cast(ValidNetwork, model), view), image, self.size, self.scales, self.flip
         )
 
+    def streams(self) -> bool:
+        """Whether rows can be had one after the other: with one view, at the image's own size, without CRF."""
+        return self.crf is None and _one_view(self.size, self.scales, self.flip)
+
+    def bands(self, model: nn.Module, image: Tensor, normalize: Callable[[Tensor], Tensor]) -> Iterator[Band]:
+        """As for `ImageInference`; where it streams, tiles are normalized one by one."""
+        if not self.streams():
+            return super().bands(model, image, normalize)
+        self.check(model)
+        mirrored = _mirrored_then_normalized(image, normalize)
+        return self._rows(cast(ValidNetwork, model), mirrored, (image.shape[1], image.shape[2]))
+
     def check(self, model: nn.Module) -> None:
         """Raises a ConfigError for a network that pads its convolutions."""
         if not isinstance(model, ValidNetwork):
@@ -212,18 +254,53 @@ class OverlapTile(ImageInference):
             )
 
     def _tile(self, model: ValidNetwork, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        rows, columns = (_tiles(model, *lengths) for lengths in zip((height, width), self.window, strict=True))
-        logits: Tensor | None = None
-        for y, down in rows:
+        size = image.shape[-2], image.shape[-1]
+        return stacked(self._rows(model, lambda *window: mirror_window(image, *window), size), size[0])
+
+    def _rows(self, model: ValidNetwork, cut: Window, size: tuple[int, int]) -> Iterator[Band]:
+        height, width = size
+        rows, columns = (_tiles(model, *lengths) for lengths in zip(size, self.window, strict=True))
+        # Where two tiles overlap, the later one counts: a row of tiles ends where the next one starts.
+        for (y, down), (end, _) in pairwise([*rows, (height, 0)]):
+            logits: Tensor | None = None
             for x, right in columns:
                 around = (y - model.margin, down + 2 * model.margin), (x - model.margin, right + 2 * model.margin)
-                tile = model.logits(mirror_window(image, *around))["out"].float()
+                tile = model.logits(cut(*around))["out"].float()
                 if logits is None:
-                    logits = tile.new_empty(*tile.shape[:2], height, width)
-                logits[..., y : y + down, x : x + right] = tile[..., : height - y, : width - x]
-        assert logits is not None
-        return logits
+                    logits = tile.new_empty(*tile.shape[:2], end - y, width)
+                logits[..., x : x + right] = tile[..., : end - y, : width - x]
+            assert logits is not None
+            yield y, end, logits
+
+
+def _cut_then_normalized(image: Tensor, normalize: Callable[[Tensor], Tensor]) -> Window:
+    """Windows of `image` (B, H, W, C), of which nothing but the window is ever held as floats."""
+    return lambda rows, columns: normalize(image[:, rows[0] : sum(rows), columns[0] : sum(columns)])
+
+
+def _mirrored_then_normalized(image: Tensor, normalize: Callable[[Tensor], Tensor]) -> Window:
+    """As above, for windows that may reach beyond the border."""
+    channels_first = image.permute(0, 3, 1, 2)
+    return lambda *window: normalize(mirror_window(channels_first, *window).permute(0, 2, 3, 1))
+
+
+def refuse_too_large(inference: object, image: Tensor, num_classes: int) -> None:
+    """Stops before the logits of a huge `image` (B, H, W, C) would be held all at once.
+
+    Raises:
+        ConfigError: more than `LARGEST_WHOLE` of them.
+    """
+    count, height, width = image.shape[:3]
+    if count * height * width * num_classes <= LARGEST_WHOLE:
+        return
+    windows = isinstance(inference, SlidingWindow | OverlapTile)
+    raise ConfigError(
+        f"an image of {height}x{width} pixels has {height * width * num_classes:,} logits in {num_classes} classes",
+        where=f"inference._target_={type(inference).__module__}.{type(inference).__qualname__}",
+        expected=f"at most {LARGEST_WHOLE:,} at once; windows of one view, without CRF, need not hold them at once",
+        fix=("" if windows else "inference=slide, with ")
+        + "inference.size=null inference.scales=[1.0] inference.flip=false inference.crf=false",
+    )
 
 
 def _tiles(model: ValidNetwork, length: int, window: int) -> list[tuple[int, int]]:
@@ -245,7 +322,7 @@ def _averaged(
     own = (image.shape[-2], image.shape[-1])
     base = height_width(size) if size is not None else own
     views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
-    if len(views) == 1 and scales[0] == 1.0:
+    if _one_view(None, scales, flip):
         return resize_logits(protocol(_resize_image(image, base)), own)
     probs: Tensor | None = None
     for scale, mirrored in views:
@@ -254,7 +331,11 @@ def _averaged(
         part = resize_logits(logits, own).softmax(1)
         probs = part if probs is None else probs + part
     assert probs is not None
-    return _log(probs / len(views))
+    return log_probs(probs / len(views))
+
+
+def _one_view(size: Size | None, scales: list[float], flip: bool) -> bool:
+    return size is None and scales == [1.0] and not flip
 
 
 def _logits(model: nn.Module, image: Tensor) -> Tensor:
@@ -289,17 +370,8 @@ def wrong_outputs(found: str, channels: object = "num_classes") -> ConfigError:
     )
 
 
-def _log(probs: Tensor) -> Tensor:
-    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
-
-
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     # No antialiasing: the same resampling as OpenCV's in the training transforms.
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one axis: every `stride`, the last one flush with the end."""
-    return [*range(0, length - window, stride), length - window]

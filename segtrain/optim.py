@@ -111,11 +111,14 @@ def parameter_groups(
             kind = "weight"
         members.setdefault((part, kind), []).append(parameter)
     if not members:
+        frozen = any(True for _ in model.parameters())
         raise ConfigError(
             f"{type(model).__name__} has no trainable parameter",
             where="model",
             expected="at least one parameter that is not frozen",
-            fix="freeze less of the model",
+            fix="freeze less of the model"
+            if frozen
+            else "it needs no training: python -m segtrain evaluate, with the same model=… and data=…",
         )
     part_mult = {"backbone": backbone_lr_mult, "head": head_lr_mult}
     return [

@@ -44,8 +44,8 @@ class Segmenter:
         if image.dtype == np.float32 and 0 < image.max(initial=0) <= 1:
             raise ValueError(f"image is float32 with values up to {image.max()}, expected [0, 255]: multiply it by 255")
         with torch.inference_mode(), self.precision():
-            # A copy, because torch warns of arrays that it must not write to, as Pillow's are.
-            batch = torch.from_numpy(np.array(image, order="C"))[None].to(self.device)
+            # A copy only where torch needs one: it warns of arrays that it must not write to, as Pillow's are.
+            batch = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].to(self.device)
             return self.task.predict(self.model, batch)[0].cpu().numpy()
 
     def precision(self) -> torch.autocast:

@@ -40,7 +40,7 @@ def test_options_that_start_with_an_underscore_are_no_options() -> None:
 def test_the_name_is_that_of_the_data_and_the_model() -> None:
     assert compose([]).name == "shapes_unet_small"
     assert compose(["data=voc", "model=lraspp"]).name == "voc_lraspp"
-    assert compose(["experiment=unet_pet"]).name == "pet_unet_small"
+    assert compose(["experiment=unet_pet"]).name == "pet_unet"
     assert compose(["name=mine"]).name == "mine"
 
 

@@ -57,6 +57,8 @@ RUN = [
     "data._target_=ownranks.NotedShapes",
     "~model.bilinear",
     "~model.bias",
+    "~model.norm",
+    "~model.dropout",
     "~model.base_channels",
     "~model.depth",
     "model._target_=ownranks.Plain",

@@ -51,9 +51,10 @@ def test_a_recipe_learns_on_its_data(option: str, tmp_path: Path) -> None:
         words.append(f"data.root={DATA}")
     if data == "VocAug":  # its list is longer than what lies there
         words.append("data=voc")
-    # From random weights, as nothing can be fetched: statistics must then be learned, and rates made for trained weights
+    # From random weights, as nothing can be fetched: statistics must be learned, and rates made for trained weights
     # are too small (FCN) or, ten times as high for the last layers and for batches of 10 or 16, too high.
-    words += ["model.weights=none", "model.freeze_bn=false", f"data.crop_size={SIZE.get(option, 129)}".replace(" ", "")]
+    crop = str(SIZE.get(option, 129)).replace(" ", "")
+    words += ["model.weights=none", "model.freeze_bn=false", f"data.crop_size={crop}"]
     words += ["model.padding=modern"] if option.startswith("fcn") else []
     words += [f"optimizer.lr={RATE[name]}" for name in RATE if option.startswith(name)]
     trainer = build(

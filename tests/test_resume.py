@@ -54,6 +54,8 @@ RUN = [
     "data._target_=ownparts.SignalShapes",
     "~model.bilinear",
     "~model.bias",
+    "~model.norm",
+    "~model.dropout",
     "model._target_=ownparts.DropUNet",
     "allow_targets=[ownparts]",
     "model.base_channels=4",

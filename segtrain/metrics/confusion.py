@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -17,16 +17,19 @@ LABELS_PER_CALL = 2**24
 """OpenCV counts in float32, whose integers are exact up to here."""
 
 Labels = Tensor | np.ndarray
+Absent = Literal["ignore", "target_only", "zero"]
+ABSENT: tuple[Absent, ...] = get_args(Absent)
+"""What a mean IoU does with a class that is nowhere; see `ConfusionMatrix.miou`."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of a dataset, all in [0, 1]; NaN where there is nothing to score.
 
-    `iou` and `accuracy` (recall) have one value per class: NaN for a class that neither targets nor
-    predictions have (`accuracy`: that no target has). The means leave NaN out; `miou` is over
-    `classes_counted` classes.
-    `pixels` is each class's share of the labelled pixels.
+    `iou`, `dice`, `precision` and `recall` have one value per class: NaN for a class that neither targets nor
+    predictions have (`recall`: that no target has, `precision`: that no prediction has). The means leave NaN out;
+    `miou` and `mean_dice` are over `classes_counted` classes. `accuracy` is another name of recall.
+    `fw_iou` weighs each class that targets have by its pixels. `pixels` is each class's share of the labelled pixels.
     """
 
     miou: float
@@ -36,6 +39,13 @@ class Scores:
     accuracy: list[float]
     classes_counted: int
     pixels: list[float]
+    fw_iou: float
+    mean_dice: float
+    mean_precision: float
+    mean_recall: float
+    dice: list[float]
+    precision: list[float]
+    recall: list[float]
 
 
 class ConfusionMatrix:
@@ -90,18 +100,28 @@ class ConfusionMatrix:
     def compute(self) -> Scores:
         """All scores of what was counted so far."""
         correct, targets, union = self._correct_targets_union()
-        iou, accuracy = correct / union, correct / targets
+        predicted = union - targets + correct
+        iou, recall, precision = correct / union, correct / targets, correct / predicted
+        dice = 2 * correct / (targets + predicted)
         return Scores(
             miou=_mean(iou),
-            mean_accuracy=_mean(accuracy),
+            mean_accuracy=_mean(recall),
             pixel_accuracy=float(correct.sum() / targets.sum()),
             iou=iou.tolist(),
-            accuracy=accuracy.tolist(),
+            accuracy=recall.tolist(),
             classes_counted=int((union > 0).sum()),
             pixels=(targets / targets.sum()).tolist(),
+            # A class that no target has weighs nothing, even where its IoU is NaN.
+            fw_iou=float((targets * iou.nan_to_num(0.0)).sum() / targets.sum()),
+            mean_dice=_mean(dice),
+            mean_precision=_mean(precision),
+            mean_recall=_mean(recall),
+            dice=dice.tolist(),
+            precision=precision.tolist(),
+            recall=recall.tolist(),
         )
 
-    def miou(self, absent: Literal["ignore", "target_only", "zero"] = "ignore") -> float:
+    def miou(self, absent: Absent = "ignore") -> float:
         """Mean IoU under a convention for absent classes, of which published numbers use several.
 
         Args:

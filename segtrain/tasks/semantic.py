@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from segtrain import distributed
 from segtrain.errors import ConfigError
-from segtrain.inference import outputs_of, wrong_outputs
+from segtrain.inference import ImageInference, outputs_of, refuse_too_large, wrong_outputs
 from segtrain.losses.combine import SegmentationLoss
-from segtrain.metrics.confusion import ConfusionMatrix
+from segtrain.metrics.base import ImageMetric, Judged
+from segtrain.metrics.confusion import ABSENT, ConfusionMatrix
+from segtrain.pictures import to_rgb
 from segtrain.types import Batch
+from segtrain.windows import Band
 
 Inference = Callable[[nn.Module, Tensor], Tensor]
 Refine = Callable[[Tensor, Tensor], Tensor]
@@ -93,7 +96,27 @@ class SemanticTask:
 
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
         """Image (B, H, W, C) -> class indices (B, H, W) uint8 at the image's size."""
-        return self.logits(model, image).max(1).indices.to(torch.uint8)
+        labels = torch.empty(image.shape[:3], dtype=torch.uint8, device=image.device)
+        for first, last, logits in self.bands(model, image):
+            labels[:, first:last] = logits.max(1).indices
+        return labels
+
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
+        """Image (B, H, W, C) -> (first row, row after the last, logits (B, num_classes, rows, W)), top to bottom.
+
+        Windows of one view come as rows that are done, so that a huge image needs no logits of its size; any other
+        protocol gives one band.
+
+        Raises:
+            ConfigError: the protocol must hold all logits at once, and they are too many.
+        """
+        if isinstance(self.inference, ImageInference) and self.inference.streams():
+            for first, last, logits in self.inference.bands(model, image, self.normalize):
+                self._check_channels(logits)
+                yield first, last, logits
+        else:
+            refuse_too_large(self.inference, image, len(self.classes))
+            yield 0, image.shape[1], self.logits(model, image)
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Image (B, H, W, C) -> logits (B, num_classes, H, W) at the image's size."""
@@ -103,9 +126,9 @@ class SemanticTask:
         refine: Refine = getattr(self.inference, "refine", _unrefined)
         return refine(image, logits)
 
-    def meter(self) -> SemanticMeter:
-        """Counts for one evaluation."""
-        return SemanticMeter(self)
+    def meter(self, extra: Sequence[ImageMetric] = ()) -> SemanticMeter:
+        """Counts for one evaluation, and other metrics of whole images beside them."""
+        return SemanticMeter(self, extra)
 
     def _check_channels(self, logits: Tensor) -> None:
         # Too few end in a device-side assert; too many train in silence and fail at the first validation.
@@ -136,8 +159,9 @@ class SemanticMeter:
     keeps its hardest pixels per image. In training these two look at a whole batch.
     """
 
-    def __init__(self, task: SemanticTask) -> None:
+    def __init__(self, task: SemanticTask, extra: Sequence[ImageMetric] = ()) -> None:
         self.task = task
+        self.extra = extra
         self.confusion = ConfusionMatrix(len(task.classes))
         self.totals = torch.zeros(len(task.loss.terms), dtype=torch.float64)
         self.counts = torch.zeros_like(self.totals)
@@ -154,11 +178,33 @@ class SemanticMeter:
         self.totals += torch.stack(totals).cpu().double().sum(0)
         self.counts += torch.stack(counts).cpu().double().sum(0)
         # `max` and not `argmax`: same labels, several times faster along a strided channel axis on the CPU.
-        self.confusion.update(logits.max(1).indices.to(torch.uint8), batch.target)
+        prediction = logits.max(1).indices.to(torch.uint8)
+        self.confusion.update(prediction, batch.target)
+        if self.extra:
+            self._judge(batch, logits, prediction)
+
+    def _judge(self, batch: Batch, logits: Tensor, prediction: Tensor) -> None:
+        """Shows each image to the other metrics."""
+        images, targets, predictions = (part.cpu().numpy() for part in (batch.image, batch.target, prediction))
+        for position, record in enumerate(batch.records):
+            judged = Judged(
+                logits=logits[position].float(),
+                prediction=predictions[position],
+                target=targets[position],
+                image=to_rgb(images[position]),
+                record=record,
+                index=int(batch.index[position]),
+            )
+            for metric in self.extra:
+                metric.update(judged)
 
     def reduce(self) -> None:
         for sums in (self.confusion.counts, self.totals, self.counts):
             distributed.add_up(sums, self.task.mean.device)
+        for metric in self.extra:
+            for rank, state in enumerate(distributed.gather(metric.state())):
+                if rank != distributed.rank():
+                    metric.merge(state)
 
     def scores(self) -> dict[str, Any]:
         found = self.confusion.compute()
@@ -170,9 +216,18 @@ class SemanticMeter:
             "miou": found.miou,
             "mean_accuracy": found.mean_accuracy,
             "pixel_accuracy": found.pixel_accuracy,
+            "fw_iou": found.fw_iou,
+            "mean_dice": found.mean_dice,
+            "mean_precision": found.mean_precision,
+            "mean_recall": found.mean_recall,
+            "miou_conventions": {name: self.confusion.miou(name) for name in ABSENT},
             "iou": dict(zip(names, found.iou, strict=True)),
             "accuracy": dict(zip(names, found.accuracy, strict=True)),
+            "dice": dict(zip(names, found.dice, strict=True)),
+            "precision": dict(zip(names, found.precision, strict=True)),
+            "recall": dict(zip(names, found.recall, strict=True)),
             "pixels": dict(zip(names, found.pixels, strict=True)),
             "classes_counted": found.classes_counted,
             "confusion": self.confusion.counts.tolist(),
+            **{name: value for metric in self.extra for name, value in metric.compute().items()},
         }

@@ -59,6 +59,35 @@ def test_the_worked_example() -> None:
     assert scores.accuracy == nan_for_none(GOLDEN["class_accuracy"])
     assert scores.classes_counted == 4
     assert scores.pixels == [18 / 32, 8 / 32, 0.0, 0.0, 6 / 32]
+    assert scores.fw_iou == pytest.approx(GOLDEN["fw_iou"], rel=1e-15)
+    assert scores.mean_dice == pytest.approx(GOLDEN["mean_dice"], rel=1e-15)
+    assert scores.dice == nan_for_none(GOLDEN["dice"])
+    # By hand from the columns: class 2 was predicted twice and never right, class 3 never.
+    assert scores.precision == nan_for_none([14 / 16, 7 / 8, 0.0, None, 5 / 6])
+    assert scores.mean_precision == pytest.approx((14 / 16 + 7 / 8 + 0 + 5 / 6) / 4, rel=1e-15)
+    assert (scores.recall, scores.mean_recall) == (nan_for_none(scores.accuracy), scores.mean_accuracy)
+
+
+@given(seed=st.integers(0, 1000), num_classes=st.integers(2, 6))
+@settings(max_examples=40, deadline=None)
+def test_overlap_scores_are_those_of_sets_of_pixels(seed: int, num_classes: int) -> None:
+    generator = np.random.default_rng(seed)
+    prediction, target = generator.integers(0, num_classes, (2, 5, 6)).astype(np.uint8)
+    target[generator.random(target.shape) < 0.2] = 255
+    matrix = ConfusionMatrix(num_classes)
+    matrix.update(prediction, target)
+    scores = matrix.compute()
+    labelled = target != 255
+    for index in range(num_classes):
+        true = set(np.flatnonzero(target == index).tolist())
+        found = set(np.flatnonzero((prediction == index) & labelled).tolist())
+        shared, size = len(true & found), len(true) + len(found)
+        assert scores.dice[index] == pytest.approx(2 * shared / size if size else math.nan, nan_ok=True)
+        assert scores.precision[index] == pytest.approx(shared / len(found) if found else math.nan, nan_ok=True)
+        assert scores.recall[index] == pytest.approx(shared / len(true) if true else math.nan, nan_ok=True)
+    weighed = [np.count_nonzero(target == index) * scores.iou[index] for index in range(num_classes)]
+    expected = np.nansum(weighed) / np.count_nonzero(labelled)
+    assert scores.fw_iou == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("absent", ["ignore", "target_only", "zero"])
@@ -183,6 +212,7 @@ def test_nothing_counted_is_nan_and_not_zero() -> None:
     scores = matrix.compute()
     assert scores.classes_counted == 0
     values = [scores.miou, scores.mean_accuracy, scores.pixel_accuracy, *scores.iou, *scores.pixels]
+    values += [scores.fw_iou, scores.mean_dice, scores.mean_precision, *scores.dice, *scores.precision]
     assert all(math.isnan(value) for value in values)
 
 

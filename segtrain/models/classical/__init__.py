@@ -1,0 +1,1 @@
+"""Segmentation without training: what a network must beat to be worth its parameters."""

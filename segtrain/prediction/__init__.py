@@ -1,0 +1,1 @@
+"""What `predict` does with files: find them, read ahead, ask the network, write, and know what is done."""
