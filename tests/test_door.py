@@ -153,7 +153,7 @@ REFUSED = [
     ("train epochs", 2, "cannot read the override 'epochs'|epochs=VALUE"),
     ("trainer.resume=/nowhere/last.pt", 4, "no such file|/nowhere/last.pt"),
     ("model.weights=imagnet", 4, "no such weights file|did you mean model.weights=imagenet?"),
-    ("evaluate", 2, "checkpoint is not set|set checkpoint=…"),
+    ("evaluate", 2, "checkpoint is not set|model=otsu|checkpoint=outputs"),
     ("evaluate checkpoint=x splt=val", 2, "there is no config key 'splt'|did you mean split?"),
     ("evaluate checkpoint=x optimzer.lr=3", 2, "there is no config key 'optimzer.lr'|did you mean optimizer.lr?"),
     ("evaluate checkpoint=x ~data.limit", 2, "'~data.limit'|cannot be removed"),

@@ -47,6 +47,7 @@ def test_as_its_own_process_it_gives_the_scores_of_training(program: Any, traine
         "env.json",
         "evaluate.log",
         "metrics.json",
+        "per_image.npz",
     }
 
 

@@ -70,7 +70,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     tracker = RunTracker(path, log_name="evaluate.log") if distributed.is_main() else Tracker()
     dataset = segmenter.dataset(options.split)
     loader = segmenter.loader(dataset)
-    tracker.say(f"model      {source}")
+    tracker.say(f"checkpoint {source}")
     tracker.say(f"data       {type(dataset).__name__} {options.split}, {len(dataset)} images on {segmenter.device}")
     extras = _extras(options, segmenter, path)
     bar = tracker.bar(loader.images, options.split)

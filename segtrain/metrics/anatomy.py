@@ -46,7 +46,8 @@ def error_kinds(target: np.ndarray, prediction: np.ndarray, radius: float | None
     the prediction's. A wrong pixel is the first that fits:
 
     1. boundary slip: the predicted class occurs in the target within `radius` px, and the target's class in the
-       prediction. Moved by so much, the edge would have been right.
+       prediction. Moved by so much, the edge would have been right. In a band that nobody labelled, the edge runs
+       where the nearest labels change.
     2. class confusion: T and P overlap with an IoU above 0.5. The region was found and called by another name.
     3. missed region: less than half of T is predicted as its class.
     4. invented region: less than half of P has its class in the target.
@@ -168,7 +169,24 @@ def _dissect(target: np.ndarray, prediction: np.ndarray, radius: float) -> tuple
 
 def _slips(target: np.ndarray, prediction: np.ndarray, wrong: np.ndarray, radius: float) -> np.ndarray:
     """(H, W) bool: wrong pixels near both what they were called and what they should have been."""
-    return _reached(target, prediction, wrong, radius) & _reached(prediction, target, wrong, radius)
+    return _reached(closed(target), prediction, wrong, radius) & _reached(prediction, target, wrong, radius)
+
+
+def closed(target: np.ndarray) -> np.ndarray:
+    """The target (H, W) with each unlabelled pixel given the class of the nearest labelled one.
+
+    Where annotators leave a band around every object, as VOC's do, the edge is somewhere inside it: without this, no
+    error beside the band would be near an edge.
+    """
+    unlabelled = target == IGNORE_INDEX
+    if not unlabelled.any() or unlabelled.all():
+        return target
+    _, nearest = cv2.distanceTransformWithLabels(
+        unlabelled.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    classes = np.zeros(int(nearest.max()) + 1, target.dtype)
+    classes[nearest[~unlabelled]] = target[~unlabelled]
+    return classes[nearest]
 
 
 def _reached(labels: np.ndarray, wanted: np.ndarray, wrong: np.ndarray, radius: float) -> np.ndarray:

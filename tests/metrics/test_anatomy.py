@@ -18,6 +18,7 @@ from segtrain.metrics.anatomy import (
     MISSED_REGION,
     RIGHT,
     ErrorAnatomy,
+    closed,
     error_kinds,
     slip_radius,
 )
@@ -148,7 +149,7 @@ def brute_kinds(target: np.ndarray, prediction: np.ndarray, radius: float) -> np
 
         t = (truth == truth[row, column]) & labelled
         p = (drawn == drawn[row, column]) & labelled
-        if close(target == found) and close(prediction == own):
+        if close(closed(target) == found) and close(prediction == own):
             kinds[row, column] = BOUNDARY_SLIP
         elif (t & p).sum() / (t | p).sum() > 0.5:
             kinds[row, column] = CLASS_CONFUSION
@@ -253,3 +254,26 @@ def test_order_and_ranks_change_nothing() -> None:
     first, second = anatomy(*pairs[3:]), anatomy(*pairs[:3])
     first.merge(pickle.loads(pickle.dumps(second.state())))
     assert json.dumps(first.compute()) == json.dumps(anatomy(*pairs).compute())
+
+
+def test_beside_an_unlabelled_band_an_edge_can_slip_too() -> None:
+    target = np.zeros((40, 60), np.uint8)
+    target[:, 30:] = 1
+    target[:, 27:33] = 255  # the edge is somewhere in these six columns
+    prediction = np.zeros((40, 60), np.uint8)
+    prediction[:, 25:] = 1  # two columns too far
+    kinds = error_kinds(target, prediction, radius=5.0)
+    assert (kinds[:, 25:27] == BOUNDARY_SLIP).all()
+    assert (kinds[:, 27:33] == 255).all()
+    assert (kinds[:, :25] == RIGHT).all()
+    assert (error_kinds(target, prediction, radius=2.0)[:, 25:27] != BOUNDARY_SLIP).all()
+
+
+def test_closing_gives_each_unlabelled_pixel_its_nearest_class() -> None:
+    target = np.full((5, 9), 255, np.uint8)
+    target[2, 1], target[2, 7] = 3, 4
+    filled = closed(target)
+    assert (filled[:, :4] == 3).all()
+    assert (filled[:, 5:] == 4).all()
+    assert np.array_equal(closed(filled), filled)
+    assert (closed(np.full((2, 2), 255, np.uint8)) == 255).all()
