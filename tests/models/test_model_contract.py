@@ -202,11 +202,14 @@ def test_exports_with_the_same_logits(name: str, model: SegmentationModel) -> No
 
 
 @pytest.mark.slow
-def test_generated_code_gives_the_same_logits_at_two_sizes(name: str, model: SegmentationModel) -> None:
+@pytest.mark.parametrize(
+    "kind", ["fcn8s_modern", "unet", "unet_valid", "segnet", "pspnet", "deeplabv1", "deeplabv3plus"]
+)
+def test_generated_code_gives_the_same_logits(kind: str) -> None:
     torch._dynamo.reset()
+    model = MODELS[kind](num_classes=3).eval()
     compiled = torch.compile(model, fullgraph=True)
+    image = torch.randn(1, 3, 65, 49)
     with torch.no_grad():
-        for size in ((65, 49), (80, 64)):
-            image = torch.randn(1, 3, *size)
-            expected = model(image)["out"]
-            assert (compiled(image)["out"] - expected).abs().max() < 1e-4 * expected.abs().max()
+        expected = model(image)["out"]
+        assert (compiled(image)["out"] - expected).abs().max() < 1e-4 * expected.abs().max()
