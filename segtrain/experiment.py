@@ -229,10 +229,22 @@ def _class_weights(settings: Settings, state: Mapping[str, Any]) -> torch.Tensor
     return weights
 
 
-def from_config(cfg: DictConfig) -> tuple[Segmenter, str]:
-    """A model with published weights and no checkpoint; and the line that says what was loaded."""
+def from_config(cfg: DictConfig, fix: str) -> tuple[Segmenter, str]:
+    """A model with published weights, or without need of any, and no checkpoint; and what was loaded.
+
+    Raises:
+        ConfigError: a network of which some layers are not trained; `fix` says what to set.
+    """
     settings = Settings(cfg)
-    model, report = make_model(settings)
+    weights = settings.rider["model"].weights
+    model, report = make_model(settings, load=weights != "imagenet")  # a backbone: not worth a download
+    untrained = weights in ("none", "imagenet") or "head new" in report
+    if untrained and any(True for _ in model.parameters()):
+        raise ConfigError(
+            f"nothing trained: checkpoint is not set and model.weights={weights}",
+            expected="checkpoint=PATH, a model with published weights, or a method without weights, as model=otsu",
+            fix=fix,
+        )
     data = settings.node["data"]
     palette = data.get("palette") or voc_palette(len(data["classes"]))
     return segmenter(cfg, settings, model, data["classes"], palette), report

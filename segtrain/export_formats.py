@@ -117,7 +117,9 @@ class VocExport:
         """Writes one image."""
         picture = Image.fromarray(judged.prediction)
         picture.putpalette(self.palette.tobytes())  # the values stay class indices, shown in VOC's colors
-        picture.save(self.images / f"{judged.record.name}.png")
+        file = self.images / f"{judged.record.name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)  # a name may hold folders, where the data are no VOC
+        picture.save(file)
         self.written += 1
 
     def state(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from segtrain import distributed
 from segtrain.metrics.digest import DataDigest
+from segtrain.models.pretrained import KEYWORDS
 from segtrain.segmenter import Segmenter
 from segtrain.types import IGNORE_INDEX
 
@@ -38,7 +39,7 @@ def protocol_card(
         "backbone": model.get("backbone"),
         "parameters": sum(p.numel() for p in segmenter.model.parameters()),
         "checkpoint_sha256": None if checkpoint is None else file_digest(Path(checkpoint).expanduser()),
-        "weights": settings.rider["model"].weights if checkpoint is None else None,
+        **_weights(settings.rider["model"].weights if checkpoint is None else None),
         "normalize": segmenter.normalize,
         "seed": settings.options.seed,
         "device": segmenter.device.type,
@@ -47,6 +48,13 @@ def protocol_card(
         "processes": distributed.world_size(),
         "versions": versions,
     }
+
+
+def _weights(named: str | None) -> dict[str, str | None]:
+    """Published weights by their name, a file by its bytes: where it lies is nobody's business."""
+    if named in (None, *KEYWORDS):
+        return {"weights": named, "weights_sha256": None}
+    return {"weights": "file", "weights_sha256": file_digest(Path(str(named)).expanduser())}
 
 
 def _protocol(node: dict[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,14 @@ class RunFolder:
         """Stops before this run's files would replace or mix with those of the run that left `sign` in the folder.
 
         Raises:
-            ConfigError: the given folder holds `sign`.
+            ConfigError: the given folder holds `sign`, or what another command wrote.
         """
-        if self.path is not None and (self.path / sign).exists():
+        if self.path is None:
+            return
+        writer = _writer(self.path)
+        signed = (self.path / sign).exists()
+        if signed or writer not in (None, self.command):
+            sign = sign if signed else f"the files of `{writer}`"
             taken, self.path = self.path, None  # so that `keep_error` leaves nothing there either
             raise ConfigError(
                 "the run folder holds another run",
@@ -68,6 +73,7 @@ class RunFolder:
         lines = "".join(f"{override}\n" for override in self.overrides)
         write_atomically(self.path / "overrides.txt", lines.encode())
         environment: dict[str, Any] = {
+            "command": self.command,
             "versions": versions,
             "device": device,
             "platform": platform.platform(),
@@ -95,6 +101,15 @@ class RunFolder:
         named = [word for word in words[:1] if "=" not in word and not word.startswith("~")]
         line = ["python", "-m", "segtrain", *named, *self.flags, *words[len(named) :]]
         return " ".join(shlex.quote(word) for word in line)
+
+
+def _writer(folder: Path) -> str | None:
+    """The command whose run a folder holds; None: none, or one that did not say so."""
+    try:
+        content = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or not ours
+        return None
+    return content.get("command") if isinstance(content, dict) else None
 
 
 def override(key: str, value: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 from segtrain.metrics.bootstrap import PerImageCounts
@@ -110,6 +112,64 @@ def test_a_folder_without_an_evaluation_says_what_to_run(door: Any, scored: Any,
     lone = door("compare", str(damaged))
     assert lone.code == 2
     assert "1 runs to compare" in lone.err
+
+
+def test_a_run_may_be_named_twice(door: Any, scored: Any) -> None:
+    one = str(scored("one"))
+    done = door("compare", one, one, "hydra.run.dir=compared")
+    assert done.code == 0, done.err
+    assert f"{one} (2)" in scores_of(Path(one).parent / "compared")["comparisons"]
+
+
+def test_no_command_writes_over_anothers_run(door: Any, scored: Any, checkpoint: Path) -> None:
+    one, two = scored("one"), scored("two")
+    before = (one / "metrics.json").read_bytes()
+    refused = door("compare", str(one), str(two), f"hydra.run.dir={one}")
+    assert refused.code == 2
+    assert "the files of `evaluate`" in refused.err
+    assert (one / "metrics.json").read_bytes() == before
+    assert door("compare", str(one), str(two), "hydra.run.dir=compared").code == 0
+    assert door("evaluate", f"checkpoint={checkpoint}", "hydra.run.dir=compared", *EXTRA).code == 2
+
+
+def test_a_report_of_an_earlier_evaluation_does_not_stay(scored: Any) -> None:
+    folder = scored("again", "report=true")
+    assert (folder / "report.html").is_file()
+    assert not (scored("again", "data.limit=3") / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"confusion": [[1]]}'),
+        ("config.yaml", "a: [b"),
+        ("config.yaml", "- a"),
+    ],
+)
+def test_damaged_files_of_an_evaluation_are_data_errors(door: Any, scored: Any, name: str, content: str) -> None:
+    folder = scored("damaged")
+    (folder / name).write_text(content)
+    done = door("compare", str(folder), str(folder))
+    assert done.code == 3, done.err
+    assert str(folder) in done.err
+
+
+def test_counts_of_another_run_are_found_out(door: Any, scored: Any) -> None:
+    one, other = scored("one"), scored("other", "data.limit=5")
+    (one / "per_image.npz").write_bytes((other / "per_image.npz").read_bytes())
+    done = door("compare", str(one), str(one))
+    assert done.code == 3
+    assert "not of one evaluation" in done.err
+
+
+def test_a_backbone_alone_is_nothing_to_score(door: Any, tmp_path: Path) -> None:
+    file = tmp_path / "backbone.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
+    words = ["model=deeplabv3plus", "model.backbone=resnet18", f"model.weights={file}", "data=shapes"]
+    for done in (door("evaluate", *words, *EXTRA), door("predict", *words, f"input={tmp_path}")):
+        assert done.code in (2, 3)
+        assert done.code == 3 or "trained" in done.err
 
 
 def test_a_report_and_the_full_scores(scored: Any) -> None:

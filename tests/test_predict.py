@@ -206,7 +206,7 @@ def test_without_trained_weights_there_is_nothing_to_predict_with(
     picture(tmp_path / "dog.png")
     done = door("predict", "model=lraspp", *weights, "input=dog.png", "hydra.run.dir=run")
     assert done.code == 2
-    assert "error[config] no trained weights: checkpoint is not set" in done.err
+    assert "error[config] nothing trained: checkpoint is not set" in done.err
     assert "model.weights=torchvision" in done.err
     assert not (tmp_path / "run" / "masks").exists()
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from segtrain import signatures
 from segtrain.checkpoint import write_atomically
@@ -57,6 +59,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
         )
     folder.refuse_other_run("checkpoints", "hydra.run.dir=DIR names another folder; without it a new one is made")
     evaluations = [load(Path(name).expanduser()) for name in options.runs]
+    names = _different([str(one.folder) for one in evaluations])
     path = folder.choose("runs")
     folder.describe(cfg, versions(), "cpu")
     tracker = RunTracker(path, log_name="compare.log")
@@ -65,15 +68,15 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     for key, values in changed.items():
         tracker.say(f"{key}: " + " | ".join(_short(value) for value in values))
     tests: dict[str, Any] = {}
-    for other in others:
+    for name, other in zip(names[1:], others, strict=True):
         refuse_other_protocol(first, other, options.force, tracker)
         found = paired(first.counts, other.counts, resamples=options.resamples, seed=options.seed)
-        tests[str(other.folder)] = found
+        tests[name] = found
         for line in table(first, other, found):
             tracker.say(line)
-    content = {"baseline": str(first.folder), "config": changed, "comparisons": tests}
+    content = {"baseline": names[0], "config": changed, "comparisons": tests}
     write_json(path / "metrics.json", content)
-    named = [{"name": str(one.folder), "scores": one.scores} for one in evaluations]
+    named = [{"name": name, "scores": one.scores} for name, one in zip(names, evaluations, strict=True)]
     page = comparison_page(named, changed, tests)
     write_atomically(path / "report.html", page.encode())
     tracker.say(f"metrics: {path / 'metrics.json'}")
@@ -84,6 +87,11 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
 def goal(cfg: DictConfig) -> tuple[str, bool]:
     """A comparison has no score."""
     return "", True
+
+
+def _different(names: list[str]) -> list[str]:
+    """Each name once; a run that is named again, as to see that it does not differ from itself, gets a number."""
+    return [name if name not in names[:i] else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)]
 
 
 def load(folder: Path) -> Evaluation:
@@ -105,11 +113,26 @@ def load(folder: Path) -> Evaluation:
     try:
         scores = json.loads(files["metrics.json"].read_text(encoding="utf-8"))
         counts = PerImageCounts.load(files["per_image.npz"])
-    except (ValueError, OSError, KeyError) as error:
+        config: Any = OmegaConf.to_container(OmegaConf.load(files["config.yaml"]), resolve=False)
+        matrix = np.array(scores["confusion"], dtype=np.int64)
+        added = counts.sums().sum(1)
+        card = scores["protocol"]
+        whole = isinstance(card, dict) and isinstance(config, dict) and isinstance(card["classes"], list)
+        fits = whole and np.array_equal(added, [matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, YAMLError) as error:
         raise DataError(
-            f"the evaluation cannot be read: {error}", where=folder, fix="run evaluate again into a new folder"
+            f"the evaluation cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            where=folder,
+            expected="the files as `evaluate` wrote them",
+            fix="run evaluate again into a new folder",
         ) from error
-    config: Any = OmegaConf.to_container(OmegaConf.load(files["config.yaml"]), resolve=False)
+    if not fits:
+        raise DataError(
+            "per_image.npz and metrics.json are not of one evaluation",
+            where=folder,
+            expected="counts of the images that add up to the confusion matrix",
+            fix="run evaluate again into a new folder",
+        )
     return Evaluation(folder, scores, counts, config)
 
 
@@ -171,13 +194,22 @@ def table(first: Evaluation, other: Evaluation, tests: dict[str, Any]) -> list[s
             f"{_signed(low):>6} to {_signed(high):>6}  {_p(test.get('p_holm', test['p'])):>7}"
         )
     sure = tests["miou"]["p"] < SIGNIFICANT
-    lines += ["", f"mIoU: {'a' if sure else 'no'} significant difference (p = {_p(tests['miou']['p'])}, paired over "]
+    lines += [
+        "",
+        f"mIoU: {'a' if sure else 'no'} significant difference (p {_p_in_words(tests['miou']['p'])}, paired over ",
+    ]
     lines[-1] += f"{tests['images']} images); p of classes after Holm"
     return [*lines, ""]
 
 
+def _p_in_words(value: float) -> str:
+    return f"= {_p(value)}" if value >= 0.0005 else _p(value).replace("<", "< ")
+
+
 def _p(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "-"
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.3f}" if value >= 0.0005 else "<0.001"
 
 
 def _signed(value: float | None) -> str:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from segtrain import distributed, experiment, signatures
 from segtrain.checkpoint import write_atomically
 from segtrain.composition import compose, lay_over
-from segtrain.errors import ConfigError
 from segtrain.evaluator import evaluate
 from segtrain.export_formats import CityscapesExport, VocExport
 from segtrain.gallery import Gallery
@@ -67,6 +66,8 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     path = Path(distributed.from_main(str(folder.choose(segmenter.settings.name))))
     if distributed.is_main():
         folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
+        for stale in ("metrics.json", "per_image.npz", "report.html"):  # of an earlier evaluation in this folder
+            (path / stale).unlink(missing_ok=True)
     tracker = RunTracker(path, log_name="evaluate.log") if distributed.is_main() else Tracker()
     dataset = segmenter.dataset(options.split)
     loader = segmenter.loader(dataset)
@@ -107,14 +108,7 @@ def _segmenter(options: EvaluateOptions) -> tuple[experiment.Segmenter, str]:
     base: Any = OmegaConf.to_container(compose([]), resolve=False)
     cfg = lay_over(base, over, choices)
     cfg.allow_targets = options.allow_targets or []
-    segmenter, report = experiment.from_config(cfg)
-    untrained = cfg.model.get("weights", "none") in ("none", "imagenet")
-    if untrained and any(True for _ in segmenter.model.parameters()):
-        raise ConfigError(
-            f"nothing trained to score: checkpoint is not set and model.weights={cfg.model.get('weights')}",
-            expected="checkpoint=PATH, a model with published weights, or a method without weights, as model=otsu",
-            fix="checkpoint=outputs/train/…/checkpoints/best.pt",
-        )
+    segmenter, report = experiment.from_config(cfg, "checkpoint=outputs/train/…/checkpoints/best.pt")
     return segmenter, f"{segmenter.settings.name}, {report}"
 
 

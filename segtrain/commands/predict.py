@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segtrain import experiment, signatures
 from segtrain.composition import compose, lay_over
-from segtrain.errors import ConfigError, DataError, Interrupted
+from segtrain.errors import DataError, Interrupted
 from segtrain.prediction.files import Legend
 from segtrain.prediction.flow import Flow
 from segtrain.prediction.inputs import find_inputs
@@ -169,10 +169,4 @@ def _segmenter(options: PredictOptions) -> tuple[experiment.Segmenter, str]:
     base = compose(["data=voc"])
     cfg = lay_over(OmegaConf.to_container(base, resolve=False), over, choices)  # type: ignore[arg-type]
     cfg.allow_targets = options.allow_targets or []
-    if cfg.model.get("weights", "none") in ("none", "imagenet"):
-        raise ConfigError(
-            f"no trained weights: checkpoint is not set and model.weights={cfg.model.get('weights')}",
-            expected="checkpoint=PATH, or a model with published weights",
-            fix="model=deeplabv3_torchvision model.backbone=resnet101 model.weights=torchvision",
-        )
-    return experiment.from_config(cfg)
+    return experiment.from_config(cfg, "model=deeplabv3_torchvision model.backbone=resnet101 model.weights=torchvision")

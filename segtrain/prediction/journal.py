@@ -144,10 +144,16 @@ def lines_of(path: Path) -> list[dict[str, Any]] | None:
             line = json.loads(text)
         except ValueError:
             return None
-        if not isinstance(line, dict) or not {"name", "made_by", "bytes"} <= set(line):
+        if not _is_line(line):
             return None
         found.append(line)
     return found
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a line has what is read from it, in the form in which it was written."""
+    kinds = {"name": str, "made_by": str, "bytes": dict, "areas": dict}
+    return isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in kinds.items())
 
 
 def _as_dict(stamp: Stamp | None) -> dict[str, int] | None:
