@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROWS = {
-    "unet_pet": ["experiment=unet_pet", "data.root={data}"],
+    "unet_pet": ["experiment=unet_pet", "model.depth=4", "model.base_channels=16", "data.root={data}"],
     # In this set 1 is the background and 0 the person.
     "unet_portrait": ["experiment=unet_portrait", "data.root={data}/portrait360", "data.label_map={{0: 1, 1: 0}}"],
     "deeplabv3plus_camvid": [

@@ -246,7 +246,9 @@ def split_overrides(command: str, argv: list[str]) -> list[str]:
 
 def _runs_together(argv: list[str]) -> list[str]:
     """`compare A B` as `runs=[A,B]`: the only command that takes plain words."""
-    plain = [word for word in argv if "=" not in word and not word.startswith(("-", "~", "+"))]
+    # A folder's name may hold an '='; no key of the command is also the name of a folder that is there.
+    runs = [word for word in argv if not word.startswith(("-", "~", "+"))]
+    plain = [word for word in runs if "=" not in word or Path(word).is_dir()]
     if not plain:
         return argv
     quoted = [QuotedString(word, Quote.single).with_quotes() for word in plain]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ def test_a_run_may_be_named_twice(door: Any, scored: Any) -> None:
     done = door("compare", one, one, "hydra.run.dir=compared")
     assert done.code == 0, done.err
     assert f"{one} (2)" in scores_of(Path(one).parent / "compared")["comparisons"]
+
+
+def test_a_run_folder_may_have_any_name(door: Any, scored: Any, tmp_path: Path) -> None:
+    one = scored("one")
+    for name in ("k=v", "a b", "it's", "[x,y]", "ü"):
+        shutil.copytree(one, tmp_path / name)
+        done = door("compare", "one", name)
+        assert done.code == 0, done.err
+        assert f"B  {name}" in done.out
 
 
 def test_no_command_writes_over_anothers_run(door: Any, scored: Any, checkpoint: Path) -> None:
