@@ -288,6 +288,21 @@ def test_a_journal_of_someone_else_is_not_touched(predict: Any, tmp_path: Path) 
 # --- lists and names ---------------------------------------------------------------------------------------------
 
 
+def test_namesakes_from_two_folders_do_not_replace_each_other(predict: Any, tmp_path: Path) -> None:
+    photo(tmp_path / "a" / "x.png", seed=1)
+    photo(tmp_path / "b" / "x.png", seed=2)
+    assert predict("input=a").code == 0
+    before = contents(tmp_path / "out", "masks", "overlays", "areas")
+    refused = predict("input=b")
+    assert refused.code == 2
+    assert "results of other images of the same names would be replaced" in refused.err
+    assert contents(tmp_path / "out", "masks", "overlays", "areas") == before
+    assert predict("input=b", "overwrite=true").code == 0
+    assert contents(tmp_path / "out", "overlays") != {k: v for k, v in before.items() if k.startswith("overlays")}
+    (tmp_path / "b").rename(tmp_path / "moved")  # the same photo found elsewhere is no clash
+    assert predict("input=moved").code == 0
+
+
 def listing(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
 

@@ -110,6 +110,8 @@ def goal(cfg: DictConfig) -> tuple[str, bool]:
 
 
 def _left_to_do(inputs: Mapping[str, Path], journal: Journal, overwrite: bool, tracker: RunTracker) -> dict[str, Path]:
+    if not overwrite:
+        journal.refuse_namesakes(inputs)
     left = {name: file for name, file in inputs.items() if overwrite or not journal.done(name, file)}
     if len(left) < len(inputs):
         same = "with these weights and settings"

@@ -61,6 +61,23 @@ class Journal:
             and all(length(self.output / path) == expected for path, expected in line.get("bytes", {}).items())
         )
 
+    def refuse_namesakes(self, inputs: Mapping[str, Path]) -> None:
+        """Stops where results of one image would replace those of another that has the same name in another folder.
+
+        Raises:
+            ConfigError: such images.
+        """
+        pairs = [(Path(self.lines[name]["file"]), file) for name, file in inputs.items() if name in self.lines]
+        # A photo that is no longer where it was may have been moved to where this call finds it.
+        clashes = [(old, new) for old, new in pairs if old.exists() and new.exists() and not old.samefile(new)]
+        if clashes:
+            raise ConfigError(
+                f"{len(clashes)} results of other images of the same names would be replaced",
+                where="\n".join(f"{old} -> {new}" for old, new in clashes[:10]),
+                expected="one output folder for each folder of images",
+                fix="another output=DIR, or overwrite=true",
+            )
+
     def forget(self, names: Iterable[str]) -> None:
         """Drops lines whose files are about to be replaced, and the torn last line of a killed call."""
         for name in names:
@@ -152,7 +169,7 @@ def lines_of(path: Path) -> list[dict[str, Any]] | None:
 
 def _is_line(line: Any) -> bool:
     """Whether a line has what is read from it, in the form in which it was written."""
-    kinds = {"name": str, "made_by": str, "bytes": dict, "areas": dict}
+    kinds = {"name": str, "file": str, "made_by": str, "bytes": dict, "areas": dict}
     return isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in kinds.items())
 
 
