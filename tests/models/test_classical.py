@@ -6,6 +6,9 @@ import hashlib
 import importlib
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segtrain.errors import ConfigError
 from segtrain.models.classical import baseline
@@ -363,3 +367,25 @@ def test_training_one_ends_in_an_error_that_says_to_evaluate(door: Any, tmp_path
     assert done.code == 2
     assert "Otsu has no trainable parameter" in done.err
     assert "needs no training: python -m segtrain evaluate" in done.err
+
+
+def test_the_script_draws_the_superpixels(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (4, 6, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+    Image.fromarray(patches).save(tmp_path / "a.png")
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, root / "scripts" / "superpixels.py", "a.png", "--segments", "24", "--output", "drawn"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "drawn" / "a_superpixels.png") as picture:
+        drawn = np.asarray(picture)
+    assert drawn.shape == (40, 60, 3)
+    assert 0 < (drawn == BOUNDARY).all(-1).mean() < 0.6
+    assert "superpixels" in done.stdout
