@@ -44,9 +44,10 @@ def measure(model: nn.Module, size: tuple[int, int], channels: int) -> Cost:
     try:
         with torch.no_grad(), torch.device("meta"), counter:
             functional_call(model.eval(), shapes, image)
-    except (RuntimeError, NotImplementedError) as error:
-        # A network of the user's own may look at values, which shapes do not have. The run can do without the number.
-        return Cost(parameters, size, None, str(error).splitlines()[0])
+    except (RuntimeError, TypeError, ValueError) as error:
+        # A network of the user's own may look at values, which shapes do not have. The run can do without the number,
+        # and a real fault of the network comes again, with its own error, at the first step.
+        return Cost(parameters, size, None, next(iter(str(error).splitlines()), type(error).__name__))
     finally:
         for module, training in modes.items():
             module.training = training

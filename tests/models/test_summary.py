@@ -52,3 +52,18 @@ def test_a_network_that_looks_at_values_is_still_described() -> None:
     assert cost.gmacs is None
     assert "no GMACs:" in str(cost)
     assert cost.problem
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), TypeError("no values here"), ValueError("\nlate")])
+def test_whatever_a_network_says_of_shapes_it_is_described(error: Exception) -> None:
+    class Refuses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    cost = measure(Refuses(), (4, 4), 3)
+    assert (cost.parameters, cost.gmacs) == (3, None)
+    assert str(cost).startswith("0.00 M parameters   no GMACs: ")
