@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,13 @@ class Batch:
     target: Tensor
     index: Tensor
     records: list[Record]
+    color: Tensor | None = None
+    """(B, C, C + 1) float32: per sample a matrix and a shift on colors in [0, 255] that `image` has yet to go through,
+    clamped afterwards; None: `image` is as it should be."""
+    load_seconds: float = 0.0
+    """What the workers spent on reading these samples, summed over them."""
+    augment_seconds: float = 0.0
+    """What the workers spent on transforming these samples, summed over them."""
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -67,8 +75,30 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; overlaps with computation where the memory is pinned."""
         image, target, index = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.index))
-        return Batch(image, target, index, self.records)
+        color = None if self.color is None else self.color.to(device, non_blocking=True)
+        return replace(self, image=image, target=target, index=index, color=color)
 
     def pin_memory(self) -> Batch:
         """Called by the loader's pinning thread when the batch goes to a GPU."""
-        return Batch(self.image.pin_memory(), self.target.pin_memory(), self.index, self.records)
+        color = None if self.color is None else self.color.pin_memory()
+        return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory(), color=color)
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch cut into `count` batches (fewer where it is smaller) whose sizes differ by one at most, in order.
+
+        Views of this batch's memory. The seconds stay with the first part, so that their sum is the batch's.
+        """
+        count = min(count, len(self))
+        ends = [len(self) * number // count for number in range(count + 1)]
+        return [
+            Batch(
+                image=self.image[first:last],
+                target=self.target[first:last],
+                index=self.index[first:last],
+                records=self.records[first:last],
+                color=None if self.color is None else self.color[first:last],
+                load_seconds=0.0 if first else self.load_seconds,
+                augment_seconds=0.0 if first else self.augment_seconds,
+            )
+            for first, last in pairwise(ends)
+        ]

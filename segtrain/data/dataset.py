@@ -83,6 +83,10 @@ class SegmentationDataset(Dataset[Sample]):
         if not records:
             raise DataError(f"split '{split}' has no samples", where=self.root, expected=self.layout, fix=self.get_it)
         self.records = records[:limit]
+        self.source: Callable[[int], tuple[np.ndarray, np.ndarray]] = self._from_files
+        """Sample number -> its untransformed (image, target); a cache of decoded samples takes this place."""
+        self.label_counts: Callable[[int], np.ndarray] = self._count_in_file
+        """Sample number -> how often each value occurs in its target, (256,) int64; a cache may know without a file."""
 
     def find_records(self) -> list[Record]:
         """Every sample of `self.split`, in a fixed order; raises where the layout is not the publisher's."""
@@ -116,13 +120,23 @@ class SegmentationDataset(Dataset[Sample]):
         assert record.target is not None
         return self.labels.apply(read_mask(record.target, keep_channels=True), record.target)
 
+    def count_labels(self, index: int) -> np.ndarray:
+        """How often each value occurs in the untransformed target of one sample: (256,) int64."""
+        return self.label_counts(index)
+
+    def _from_files(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.load(self.records[index])
+
+    def _count_in_file(self, index: int) -> np.ndarray:
+        return np.bincount(self.read_target(self.records[index]).ravel(), minlength=256)
+
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
-        image, target = self.load(record)
+        image, target = self.source(index)
         if self.transform is not None:
             image, target = self.transform(image, target, (self.seed, epoch, index))
         return image, target, record

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import groupby
 from multiprocessing.synchronize import Event
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -38,8 +38,12 @@ class LoaderOptions:
     num_classes: NumClasses
     crop_size: Size
     val_split: str = "val"
-    batch_size: PositiveInt = 8
+    effective_batch: PositiveInt = 8
+    batch_size: PositiveInt | Literal["auto"] = 8
     num_workers: NonNegativeInt = 2
+    prefetch: PositiveInt = 2
+    cache: Literal["none", "ram", "disk"] = "none"
+    cache_dir: str = "outputs/cache"
     scan: PositiveInt | None = 512
 
 
@@ -55,6 +59,7 @@ class TrainLoader:
         *,
         batch_size: PositiveInt = 8,
         num_workers: NonNegativeInt = 2,
+        prefetch: PositiveInt = 2,
         accumulate: PositiveInt = 1,
         seed: int = 0,
         pin_memory: bool = False,
@@ -72,7 +77,7 @@ class TrainLoader:
                 fix=f"set data.batch_size={fitting}" if fitting else "lower trainer.accumulate, or use fewer processes",
             )
         self.order = StepSampler(self.length, self.steps_per_epoch, batch_size, accumulate, seed)
-        self.loader = _loader(dataset, self.order, _collate, num_workers, pin_memory)
+        self.loader = _loader(dataset, self.order, _collate, num_workers, prefetch, pin_memory)
         _end_workers_with(self, self.loader)
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
@@ -121,6 +126,7 @@ class EvalLoader:
         *,
         batch_size: PositiveInt = 8,
         num_workers: NonNegativeInt = 2,
+        prefetch: PositiveInt = 2,
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
@@ -128,7 +134,7 @@ class EvalLoader:
         mine = range(distributed.rank(), self.length, distributed.world_size())
         chunks = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
         self.images = len(mine)
-        self.loader = _loader(dataset, chunks, _collate_by_size, num_workers, pin_memory)
+        self.loader = _loader(dataset, chunks, _collate_by_size, num_workers, prefetch, pin_memory)
         _end_workers_with(self, self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -136,13 +142,16 @@ class EvalLoader:
             yield from batches
 
 
-def _loader(dataset: Dataset[Sample], order: Any, collate: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
+def _loader(
+    dataset: Dataset[Sample], order: Any, collate: Any, num_workers: int, prefetch: int, pin_memory: bool
+) -> DataLoader[Any]:
     return DataLoader(
         _Guarded(dataset),
         batch_sampler=order,
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        prefetch_factor=prefetch if num_workers else None,
         pin_memory=pin_memory,
         worker_init_fn=partial(_quiet_worker, closing=_CLOSING),
         # Without its own generator, each `iter(loader)` draws from the global one and dropout differs after a resume.
