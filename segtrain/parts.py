@@ -17,7 +17,8 @@ from segtrain.losses.weights import class_weights, listed_class_weights
 from segtrain.models.layers import needs_two_samples
 from segtrain.models.pretrained import load_weights
 from segtrain.models.segmentation import SegmentationModel
-from segtrain.optim import make_scheduler, parameter_groups
+from segtrain.optim.optimizers import parameter_groups
+from segtrain.optim.schedules import make_scheduler
 from segtrain.settings import GroupOptions, Settings
 
 FROM_CHECKPOINT = "weights from the checkpoint"

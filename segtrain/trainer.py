@@ -21,7 +21,8 @@ from segtrain.evaluator import evaluate
 from segtrain.finite import FiniteGuard
 from segtrain.loss_sums import LossSums
 from segtrain.models.layers import freeze_batchnorm
-from segtrain.optim import load_optimizer, load_scheduler
+from segtrain.optim.optimizers import load_optimizer
+from segtrain.optim.schedules import load_scheduler
 from segtrain.progress import Progress
 from segtrain.rng import restore_rng, rng_state
 from segtrain.stopping import StopSignal

@@ -17,19 +17,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from segtrain.errors import ConfigError
-from segtrain.optim import (
-    Constant,
-    Cosine,
-    OneCycle,
-    Poly,
-    Schedule,
-    Step,
-    adamw,
-    make_scheduler,
-    parameter_groups,
-    rmsprop,
-    sgd,
-)
+from segtrain.optim.optimizers import adamw, parameter_groups, rmsprop, sgd
+from segtrain.optim.schedules import Constant, Cosine, OneCycle, Poly, Schedule, Step, make_scheduler
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCHEDULES: dict[str, type[Schedule]] = {

@@ -92,7 +92,7 @@ def test_a_literals_typo_is_answered_with_the_nearest_choice() -> None:
     "path",
     [
         "segtrain.models.unet.UNet",
-        "segtrain.optim.adamw",
+        "segtrain.optim.optimizers.adamw",
         "torch.nn.Conv2d",
         "torch.optim.SGD",
         "torchvision.models.segmentation.fcn_resnet50",
