@@ -6,6 +6,10 @@ wrong key, type or range, or parts that cannot work together, stop a run within 
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
@@ -74,6 +78,8 @@ RIDERS: dict[str, Any] = {
     "optimizer": GroupOptions,
 }
 OTHER_KEYS = ("augment", "trainer", "name", "allow_targets")
+WRITTEN_DOWN = ("name", "allow_targets", "data.classes", "model.backbone", "trainer.device", "trainer.monitor")
+"""Keys whose text a run writes into its files and names folders by, so that it must be no secret."""
 
 
 class Settings:
@@ -83,8 +89,14 @@ class Settings:
         register_resolvers()
         self.tree: Any = OmegaConf.to_container(cfg, resolve=False)
         _check_parts(self.tree)
+        self.hidden = _environment_values(self.tree)
+        with self._nothing_told():
+            self._check(cfg)
+
+    def _check(self, cfg: DictConfig) -> None:
         plain = _resolved(cfg)
         _check_name_and_packages(plain)
+        _refuse_to_write_down(self.tree, plain, self.hidden)
         self.allow: list[str] = list(plain.get("allow_targets") or [])
         self.node: dict[str, Plain] = {}
         self.rider: dict[str, Any] = {}
@@ -134,7 +146,21 @@ class Settings:
 
     def make(self, name: str, **runtime: Any) -> Any:
         """Builds the object of a node."""
-        return signatures.instantiate(self.node[name], name, allow=self.allow, **runtime)
+        with self._nothing_told():
+            return signatures.instantiate(self.node[name], name, allow=self.allow, **runtime)
+
+    @contextmanager
+    def _nothing_told(self) -> Iterator[None]:
+        """Errors say where a value of the environment is from, and not what it is."""
+        try:
+            yield
+        except ConfigError as error:
+            for part in ("found", "where", "expected", "fix"):
+                text = getattr(error, part)
+                for value, name in self.hidden.items():
+                    text = text and text.replace(value, f"${{oc.env:{name}}}")
+                setattr(error, part, text)
+            raise
 
     def refuse_clashes(self) -> None:
         """Data and model must agree before either is built."""
@@ -219,6 +245,30 @@ def _check_name_and_packages(plain: Plain) -> None:
         raise ConfigError(
             f"name={plain['name']}", expected="a folder below outputs/", fix="hydra.run.dir=DIR sets the run folder"
         )
+
+
+def _environment_values(tree: Any) -> dict[str, str]:
+    """Value -> name of the environment's variables that a config refers to, the longest value first."""
+    text = str(tree)
+    names = re.findall(r"oc\.env:\s*([A-Za-z_]\w*)\s*[,}]", text)
+    if text.count("oc.env") > len(names):  # a computed or quoted name: it may be any
+        names = list(os.environ)
+    # Shorter values are no secrets, and would be found in every other word.
+    values = {os.environ[name]: name for name in names if len(os.environ.get(name, "")) > 3}
+    return dict(sorted(values.items(), key=lambda item: -len(item[0])))
+
+
+def _refuse_to_write_down(tree: Any, plain: Plain, hidden: dict[str, str]) -> None:
+    for key in WRITTEN_DOWN:
+        raw, value = tree, plain
+        for part in key.split("."):
+            raw, value = (level.get(part) if isinstance(level, dict) else None for level in (raw, value))
+        if any(secret in str(value) and secret not in str(raw) for secret in hidden):
+            raise ConfigError(
+                f"{key}={raw} takes its value from the environment",
+                expected="text that may be read in every file of the run",
+                fix=f"write the value itself: {key}=…",
+            )
 
 
 def _resolved(cfg: DictConfig) -> Plain:

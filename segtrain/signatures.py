@@ -1,8 +1,9 @@
 """Checking plain config values against the signatures of what they configure.
 
 A class's or function's own type hints are the schema: there is no second one to fall out of step. `_target_` names are
-resolved only to classes and functions *defined* in packages that are allowed, so that a config cannot reach
-`os.system` by an alias.
+resolved only to classes and builders *defined* in packages that are allowed, so that a config cannot reach
+`os.system` by an alias. A checkpoint's config is someone else's: what an allowed package holds beside parts of a
+network, such as functions that import modules by name or read files, is refused too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -31,13 +33,19 @@ ALLOWED = (
     "segtrain.postprocess",
     "segtrain.inference",
     "torchvision.models",
-    "torch.nn",
+    "torch.nn.modules",
     "torch.optim",
     "albumentations.augmentations",
     "albumentations.core.composition",
     "albumentations.pytorch",
 )
-"""Packages whose classes and functions a `_target_` may name."""
+"""Packages whose classes and builders a `_target_` may name, private ones excepted."""
+
+READERS = (
+    "albumentations.augmentations.mixing.domain_adaptation.BaseDomainAdaptation",
+    "albumentations.augmentations.text.transforms.TextImage",
+)
+"""Classes of allowed packages that open files by a path from the config, with their children."""
 
 
 def resolve(path: str, where: str, allow: Iterable[str] = ()) -> Callable[..., Any]:
@@ -46,25 +54,52 @@ def resolve(path: str, where: str, allow: Iterable[str] = ()) -> Callable[..., A
     Raises:
         ConfigError: no such name, or defined elsewhere.
     """
+    allow = tuple(allow)
     allowed = (*ALLOWED, *allow)
-    if not isinstance(path, str) or not any(_under(path, prefix.split(".")[0]) for prefix in allowed):
+    own = isinstance(path, str) and any(_under(path, prefix) for prefix in allow)
+    if not own and not _is_public(path, ALLOWED):
         raise _forbidden(path, where, allowed)
-    found = _find(path, where)
-    home = getattr(found, "__module__", None) or ""
-    if not (inspect.isclass(found) or _is_builder(found)) or not any(_under(home, p) for p in allowed):
+    found = _find(path, where, allowed)
+    home = f"{getattr(found, '__module__', None) or ''}.{getattr(found, '__qualname__', '')}"
+    if any(_under(home, prefix) for prefix in allow) and (inspect.isclass(found) or inspect.isfunction(found)):
+        return found
+    if not _is_public(home, ALLOWED, whole=True) or not (_is_part(found) or _is_builder(found)):
         raise _forbidden(path, where, allowed)
     return found
 
 
+def _is_public(path: Any, prefixes: Iterable[str], whole: bool = False) -> bool:
+    """Whether no part of a dotted path is private, and it starts like one of the prefixes (`whole`: with all of it)."""
+    if not isinstance(path, str):
+        return False
+    starts = [prefix if whole else prefix.split(".")[0] for prefix in prefixes]
+    private = any(part.startswith(("_", "<")) for part in path.split("."))
+    return not private and any(_under(path, start) for start in starts)
+
+
+def _is_part(found: Any) -> bool:
+    """A class whose constructor opens no file."""
+    return inspect.isclass(found) and not any(_name(parent) in READERS for parent in found.__mro__)
+
+
 def _is_builder(found: Any) -> bool:
-    """A function that may be called from a config: no method, and none of those that write files for the datasets."""
-    return inspect.isfunction(found) and "." not in found.__qualname__ and not _under(found.__module__, "segtrain.data")
+    """A function that makes a network or an optimizer and does nothing else: any other may do anything."""
+    if not inspect.isfunction(found) or "." in found.__qualname__:
+        return False
+    if _under(found.__module__, "torchvision.models"):
+        models = sys.modules["torchvision.models"]
+        return any(models.get_model_builder(name) is found for name in models.list_models())
+    made = _hints(found).get("return")
+    return inspect.isclass(made) and any(_name(parent) == "torch.optim.optimizer.Optimizer" for parent in made.__mro__)
 
 
-def _find(path: str, where: str) -> Any:
+def _find(path: str, where: str, allowed: Iterable[str]) -> Any:
+    """What `path` leads to. Only allowed packages are imported, and those around them: importing runs code too."""
     parts = path.split(".")
     for split in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:split])
+        if not any(_under(name, prefix) or _under(prefix, name) for prefix in allowed):
+            continue
         try:
             found: Any = importlib.import_module(name)
         except ModuleNotFoundError as error:

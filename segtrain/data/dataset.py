@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,6 +22,10 @@ from segtrain.types import PositiveInt, Record
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 
 Sample = tuple[np.ndarray, np.ndarray, Record]
+Unfinished = tuple[np.ndarray, np.ndarray, Record, np.ndarray | None, float, float]
+"""Image, target, record, color matrix yet to be applied, seconds of reading, seconds of transforming."""
+Unfinished = tuple[np.ndarray, np.ndarray, Record, np.ndarray | None, float, float]
+"""Image, target, record, color matrix yet to be applied, seconds of reading, seconds of transforming."""
 Transform = Callable[[np.ndarray, np.ndarray, tuple[int, int, int]], tuple[np.ndarray, np.ndarray]]
 
 
@@ -41,6 +46,9 @@ class SegmentationDataset(Dataset[Sample]):
         download: fetch what is missing at `root` (datasets that allow it).
         limit: keep the first N samples.
         channels: 3 (RGB) or 1 (grey).
+        exif: `apply` turns images upright by their EXIF orientation, `ignore` leaves them as stored; masks are never
+            turned.
+        max_pixels: the largest image or mask that is decoded; None: Pillow's limit.
 
     Raises:
         DataError: root, split or files are not as the publisher ships them.
@@ -64,6 +72,8 @@ class SegmentationDataset(Dataset[Sample]):
         download: bool = False,
         limit: PositiveInt | None = None,
         channels: Literal[1, 3] = 3,
+        exif: Literal["apply", "ignore"] = "apply",
+        max_pixels: PositiveInt | None = None,
         transform: Transform | None = None,
         seed: int = 0,
     ) -> None:
@@ -75,6 +85,8 @@ class SegmentationDataset(Dataset[Sample]):
         self.labels = LabelMap(self.classes, palette, label_map, ignore_colors)
         self.palette = self.labels.palette
         self.channels: Literal[1, 3] = channels
+        self.exif: Literal["apply", "ignore"] = exif
+        self.max_pixels = max_pixels
         self.transform = transform
         self.seed = seed
         if download:
@@ -103,7 +115,7 @@ class SegmentationDataset(Dataset[Sample]):
     def load(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """The untransformed image (H, W, C) and class indices (H, W) uint8 of one record."""
         assert record.image is not None
-        image = read_image(record.image, self.channels)
+        image = read_image(record.image, self.channels, exif=self.exif, max_pixels=self.max_pixels)
         target = self.read_target(record)
         if image.shape[:2] != target.shape:
             raise DataError(
@@ -111,14 +123,16 @@ class SegmentationDataset(Dataset[Sample]):
                 where=f"{record.image} is {image.shape[1]}x{image.shape[0]}, "
                 f"{record.target} is {target.shape[1]}x{target.shape[0]}",
                 expected="one mask pixel per image pixel",
-                fix="resize or re-export the mask; an image with an EXIF rotation is read upright",
+                fix="resize or re-export the mask; an image with an EXIF rotation is read upright, "
+                "data.exif=ignore reads it as it is stored",
             )
         return image, target
 
     def read_target(self, record: Record) -> np.ndarray:
         """Class indices (H, W) uint8 of one record, label map applied and checked; needs no image."""
         assert record.target is not None
-        return self.labels.apply(read_mask(record.target, keep_channels=True), record.target)
+        values = read_mask(record.target, keep_channels=True, max_pixels=self.max_pixels)
+        return self.labels.apply(values, record.target)
 
     def count_labels(self, index: int) -> np.ndarray:
         """How often each value occurs in the untransformed target of one sample: (256,) int64."""
@@ -140,6 +154,46 @@ class SegmentationDataset(Dataset[Sample]):
         if self.transform is not None:
             image, target = self.transform(image, target, (self.seed, epoch, index))
         return image, target, record
+
+    def unfinished(self, key: int | tuple[int, int]) -> Unfinished:
+        """The sample as the loader takes it: with its colors still to be changed on the device, and timed.
+
+        The matrix is (C, C + 1) for colors in [0, 255]; None where nothing is left to do.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        begun = perf_counter()
+        image, target = self.source(index)
+        loaded = perf_counter()
+        color = None
+        if self.transform is not None:
+            seed = (self.seed, epoch, index)
+            unfinished = getattr(self.transform, "unfinished", None)  # a plain function has nothing to hand on
+            if unfinished is None:
+                image, target = self.transform(image, target, seed)
+            else:
+                image, target, color = unfinished(image, target, seed)
+        return image, target, record, color, loaded - begun, perf_counter() - loaded
+
+    def unfinished(self, key: int | tuple[int, int]) -> Unfinished:
+        """The sample as the loader takes it: with its colors still to be changed on the device, and timed.
+
+        The matrix is (C, C + 1) for colors in [0, 255]; None where nothing is left to do.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        begun = perf_counter()
+        image, target = self.source(index)
+        loaded = perf_counter()
+        color = None
+        if self.transform is not None:
+            seed = (self.seed, epoch, index)
+            unfinished = getattr(self.transform, "unfinished", None)  # a plain function has nothing to hand on
+            if unfinished is None:
+                image, target = self.transform(image, target, seed)
+            else:
+                image, target, color = unfinished(image, target, seed)
+        return image, target, record, color, loaded - begun, perf_counter() - loaded
 
     def missing(self, what: str, path: Path) -> DataError:
         """The error for a file or folder that the publisher's layout has and this root has not."""

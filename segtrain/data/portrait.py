@@ -55,11 +55,12 @@ class Portrait(SegmentationDataset):
         assert record.target is not None
         if record.target == record.image:
             return self._person(self._own_alpha(record.target))
-        alpha = read_alpha(record.target)
+        alpha = read_alpha(record.target, max_pixels=self.max_pixels)
         if alpha is not None and alpha.min() < 255:
             return self._person(alpha)
-        values = read_mask(record.target, keep_channels=self.labels.label_map is not None)
-        if self.labels.label_map is not None or values.ndim == 3:
+        mapped = self.labels.label_map is not None
+        values = read_mask(record.target, keep_channels=mapped, max_pixels=self.max_pixels)
+        if mapped or values.ndim == 3:
             return self.labels.apply(values, record.target)
         return self.labels.apply(values, record.target) if values.max() <= 1 else self._person(values)
 
@@ -69,7 +70,7 @@ class Portrait(SegmentationDataset):
         return (matte >= self.matte_threshold * full).astype(np.uint8)
 
     def _own_alpha(self, path: Path) -> np.ndarray:
-        alpha = read_alpha(path, upright=True)
+        alpha = read_alpha(path, upright=self.exif == "apply", max_pixels=self.max_pixels)
         if alpha is None:
             raise DataError(
                 "image has no alpha to take the person from",

@@ -1,6 +1,6 @@
 """Image and mask files to arrays: one defined conversion for every mode that Pillow knows.
 
-Images (`read_image`), turned upright by their EXIF orientation:
+Images (`read_image`), turned upright by their EXIF orientation unless told otherwise:
 
 | mode of the file                      | with channels=3                                        |
 |---------------------------------------|--------------------------------------------------------|
@@ -28,12 +28,16 @@ Masks (`read_mask`), never scaled and never turned by EXIF (a TIFF's own orienta
 | RGB, RGBA                             | grey where the three channels are equal, else colors   |
 | anything else                         | refused                                                |
 
-Every file is decoded to its last byte here, so that a truncated one is found here.
+Every file is decoded to its last byte here, so that a truncated one is found here. Only the formats of `FORMATS` are
+decoded, by what a file holds and not by its name: Pillow's reader of PostScript runs a program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -44,22 +48,35 @@ from segtrain.errors import DataError, SegtrainError
 
 T = TypeVar("T")
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+"""What Pillow may decode: the formats behind the endings that datasets look for."""
+# Ours is an error that names the file, and Pillow's warning would stand before it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 _REPLACE = "replace the file, or take its name out of the split"
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 # Pillow spreads grey values of fewer than 8 bits over 0..255; a mask needs them as they are in the file.
 _SPREAD = {"L;2": 85, "L;4": 17}
 
 
-def read_image(path: Path, channels: Literal[1, 3] = 3) -> np.ndarray:
+def read_image(
+    path: Path,
+    channels: Literal[1, 3] = 3,
+    *,
+    exif: Literal["apply", "ignore"] = "apply",
+    max_pixels: int | None = None,
+) -> np.ndarray:
     """The image as (H, W, channels) uint8, or float32 in [0, 255] for grey of more than 8 bits.
+
+    `exif=ignore` leaves it as it is stored. `max_pixels` takes the place of Pillow's limit, which None keeps.
 
     Raises:
         DataError: missing, empty, truncated, not an image, too large, or of a kind that the table refuses.
     """
-    return _decode(path, lambda image: _image_pixels(image, path, channels))
+    return _decode(path, lambda image: _image_pixels(image, path, channels, exif == "apply"), max_pixels)
 
 
-def read_mask(path: Path, *, keep_channels: bool = False) -> np.ndarray:
+def read_mask(path: Path, *, keep_channels: bool = False, max_pixels: int | None = None) -> np.ndarray:
     """The mask's file values (H, W) uint8, uint16 or int32, or its colors (H, W, 3) uint8.
 
     With `keep_channels` a three-channel file gives (H, W, 3) even where it is grey, for callers who can tell
@@ -68,10 +85,10 @@ def read_mask(path: Path, *, keep_channels: bool = False) -> np.ndarray:
     Raises:
         DataError: missing, empty, truncated, not an image, too large, or of a kind that the table refuses.
     """
-    return _decode(path, lambda image: _mask_pixels(image, path, keep_channels))
+    return _decode(path, lambda image: _mask_pixels(image, path, keep_channels), max_pixels)
 
 
-def read_alpha(path: Path, *, upright: bool = False) -> np.ndarray | None:
+def read_alpha(path: Path, *, upright: bool = False, max_pixels: int | None = None) -> np.ndarray | None:
     """The alpha channel (H, W) uint8, 255 = opaque; None where the file has none.
 
     `upright` applies the EXIF orientation: for the alpha of an image, not of a mask.
@@ -85,17 +102,19 @@ def read_alpha(path: Path, *, upright: bool = False) -> np.ndarray | None:
             ImageOps.exif_transpose(image, in_place=True)
         return np.array(image.convert("RGBA").getchannel("A"))
 
-    return _decode(path, alpha)
+    return _decode(path, alpha, max_pixels)
 
 
-def _decode(path: Path, pixels_of: Callable[[Image.Image], T]) -> T:
+def _decode(path: Path, pixels_of: Callable[[Image.Image], T], max_pixels: int | None) -> T:
     """`pixels_of(image)`; whatever Pillow raises on a damaged file becomes an error that names it."""
     try:
-        with Image.open(path) as image:
-            _refuse_bomb(image, path)
+        with _LIMIT.at_least(max_pixels), Image.open(path, formats=FORMATS) as image:
+            _refuse_bomb(f"{image.width}x{image.height} pixels", image.width * image.height, path, max_pixels)
             return pixels_of(image)
     except (SegtrainError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(str(error), path, max_pixels or Image.MAX_IMAGE_PIXELS, "data.max_pixels=N") from error
     except Exception as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, …
         raise DataError(_reason(path, error), where=path, fix=_REPLACE) from error
 
@@ -107,29 +126,67 @@ def _reason(path: Path, error: Exception) -> str:
         return f"file cannot be opened: {error.strerror}"
     if path.stat().st_size == 0:
         return "file is empty (0 bytes)"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"image is too large: {error}"
     if isinstance(error, UnidentifiedImageError):
-        return "file is not an image that Pillow can read"
+        return f"file is not an image that Pillow can read ({', '.join(FORMATS)})"
     return f"file is damaged: {error or type(error).__name__}"
 
 
-def _refuse_bomb(image: Image.Image, path: Path) -> None:
-    # Pillow only warns between one and two times its limit; by then a 24 kB file can ask for gigabytes.
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise DataError(
-            f"image is too large: {image.width}x{image.height} pixels",
-            where=path,
-            expected=f"at most {limit:,} pixels (Pillow's limit against decompression bombs)",
-            fix="cut it into smaller images",
-        )
+class _Limit:
+    """Raises Pillow's limit on pixels while files are read that may be larger.
+
+    It is one limit for the whole process, and threads read side by side: the last of them puts it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.readers = 0
+        self.kept: int | None = None
+
+    @contextmanager
+    def at_least(self, pixels: int | None) -> Iterator[None]:
+        """Within, Pillow decodes up to `pixels`; None: as it would anyway."""
+        if pixels is None:
+            yield
+            return
+        with self.lock:
+            if self.readers == 0:
+                self.kept = Image.MAX_IMAGE_PIXELS
+            self.readers += 1
+            if Image.MAX_IMAGE_PIXELS is not None:
+                Image.MAX_IMAGE_PIXELS = max(pixels, Image.MAX_IMAGE_PIXELS)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.readers -= 1
+                if self.readers == 0:
+                    Image.MAX_IMAGE_PIXELS = self.kept
 
 
-def _image_pixels(image: Image.Image, path: Path, channels: int) -> np.ndarray:
+_LIMIT = _Limit()
+
+
+def _refuse_bomb(size: str, pixels: int, path: Path, limit: int | None) -> None:
+    # Pillow refuses no less than twice its limit; by then a 24 kB file can ask for gigabytes.
+    limit = Image.MAX_IMAGE_PIXELS if limit is None else limit
+    if limit is not None and pixels > limit:
+        raise _too_large(size, path, limit, f"data.max_pixels={pixels}")
+
+
+def _too_large(size: str, path: Path, limit: int | None, override: str) -> DataError:
+    return DataError(
+        f"image is too large: {size}",
+        where=path,
+        expected=f"at most {limit or 0:,} pixels, a limit against small files that decode to gigabytes",
+        fix=f"if you trust the file, set {override}; else replace it",
+    )
+
+
+def _image_pixels(image: Image.Image, path: Path, channels: int, upright: bool) -> np.ndarray:
     top = _top_value(image)
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    if upright:
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode in (*_DEEP_GREY, "I"):
         grey = _scaled(np.array(image), top, path)
         return np.repeat(grey[..., None], channels, axis=2)
