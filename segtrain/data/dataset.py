@@ -24,8 +24,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 Sample = tuple[np.ndarray, np.ndarray, Record]
 Unfinished = tuple[np.ndarray, np.ndarray, Record, np.ndarray | None, float, float]
 """Image, target, record, color matrix yet to be applied, seconds of reading, seconds of transforming."""
-Unfinished = tuple[np.ndarray, np.ndarray, Record, np.ndarray | None, float, float]
-"""Image, target, record, color matrix yet to be applied, seconds of reading, seconds of transforming."""
 Transform = Callable[[np.ndarray, np.ndarray, tuple[int, int, int]], tuple[np.ndarray, np.ndarray]]
 
 
@@ -154,26 +152,6 @@ class SegmentationDataset(Dataset[Sample]):
         if self.transform is not None:
             image, target = self.transform(image, target, (self.seed, epoch, index))
         return image, target, record
-
-    def unfinished(self, key: int | tuple[int, int]) -> Unfinished:
-        """The sample as the loader takes it: with its colors still to be changed on the device, and timed.
-
-        The matrix is (C, C + 1) for colors in [0, 255]; None where nothing is left to do.
-        """
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.records[index]
-        begun = perf_counter()
-        image, target = self.source(index)
-        loaded = perf_counter()
-        color = None
-        if self.transform is not None:
-            seed = (self.seed, epoch, index)
-            unfinished = getattr(self.transform, "unfinished", None)  # a plain function has nothing to hand on
-            if unfinished is None:
-                image, target = self.transform(image, target, seed)
-            else:
-                image, target, color = unfinished(image, target, seed)
-        return image, target, record, color, loaded - begun, perf_counter() - loaded
 
     def unfinished(self, key: int | tuple[int, int]) -> Unfinished:
         """The sample as the loader takes it: with its colors still to be changed on the device, and timed.

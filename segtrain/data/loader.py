@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from multiprocessing.synchronize import Event
+from time import perf_counter
 from types import FrameType
 from typing import Any, Literal
 
@@ -26,9 +27,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segtrain import distributed
-from segtrain.data.dataset import Sample, SegmentationDataset
+from segtrain.data.dataset import Sample, SegmentationDataset, Unfinished
 from segtrain.errors import DataError, ResourceError, SegtrainError
-from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Size
+from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Record, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,25 +169,53 @@ def _end_workers_with(owner: object, loader: DataLoader[Any]) -> None:
 
 
 class _Guarded(Dataset[Any]):
-    """Returns a user's error as a value: raised in a worker, its text would arrive inside a traceback."""
+    """Takes samples unfinished where the dataset has them so.
+
+    A user's error is returned as a value: raised in a worker, its text would arrive inside a traceback.
+    """
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: Any) -> _Loaded | SegtrainError:
         try:
-            image, target, record = self.dataset[key]
+            image, target, record, color, load_seconds, augment_seconds = self._sample(key)
         except SegtrainError as error:
             return error
-        return image, target, key[1] if isinstance(key, tuple) else key, record
+        index = key[1] if isinstance(key, tuple) else key
+        return _Loaded(image, target, index, record, color, load_seconds, augment_seconds)
+
+    def _sample(self, key: Any) -> Unfinished:
+        # A subclass that changes what a sample is by its own `__getitem__` means the loader, too.
+        if isinstance(self.dataset, SegmentationDataset) and _getitem(self.dataset) is SegmentationDataset.__getitem__:
+            return self.dataset.unfinished(key)
+        begun = perf_counter()
+        image, target, record = self.dataset[key]
+        return image, target, record, None, perf_counter() - begun, 0.0
+
+
+def _getitem(dataset: Dataset[Sample]) -> Any:
+    return type(dataset).__getitem__
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """One sample on its way into a batch."""
+
+    image: np.ndarray
+    target: np.ndarray
+    index: int
+    record: Record
+    color: np.ndarray | None
+    load_seconds: float
+    augment_seconds: float
 
 
 def _collate(samples: Sequence[Any]) -> Batch | SegtrainError:
     errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
     if errors:
         return errors[0]
-    images, targets, indices, records = zip(*samples, strict=True)
-    sizes = {image.shape for image in images}
+    sizes = {sample.image.shape for sample in samples}
     if len(sizes) > 1:
         return DataError(
             f"a batch holds images of different sizes: {sorted(sizes)}",
@@ -194,20 +223,33 @@ def _collate(samples: Sequence[Any]) -> Batch | SegtrainError:
             fix="use augment=basic (random crop) or augment=none (resize) with augment.crop_size",
         )
     # An array above 8 bits makes the whole batch float32; both keep the range [0, 255].
-    dtype = np.float32 if any(image.dtype == np.float32 for image in images) else np.uint8
+    dtype = np.float32 if any(sample.image.dtype == np.float32 for sample in samples) else np.uint8
     return Batch(
-        image=torch.from_numpy(np.stack(images).astype(dtype, copy=False)),
-        target=torch.from_numpy(np.stack(targets)),
-        index=torch.tensor(indices),
-        records=list(records),
+        image=torch.from_numpy(np.stack([sample.image for sample in samples]).astype(dtype, copy=False)),
+        target=torch.from_numpy(np.stack([sample.target for sample in samples])),
+        index=torch.tensor([sample.index for sample in samples]),
+        records=[sample.record for sample in samples],
+        color=_colors(samples),
+        load_seconds=sum(sample.load_seconds for sample in samples),
+        augment_seconds=sum(sample.augment_seconds for sample in samples),
     )
+
+
+def _colors(samples: Sequence[_Loaded]) -> torch.Tensor | None:
+    """The color matrices (B, C, C + 1) float32, the identity for samples without one; None: no sample has one."""
+    if all(sample.color is None for sample in samples):
+        return None
+    channels = samples[0].image.shape[2]
+    same = np.eye(channels, channels + 1)
+    colors = [same if sample.color is None else sample.color for sample in samples]
+    return torch.from_numpy(np.stack(colors).astype(np.float32))
 
 
 def _collate_by_size(samples: Sequence[Any]) -> list[Batch] | SegtrainError:
     errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
     if errors:
         return errors[0]
-    groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample[0].shape)]
+    groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image.shape)]
     return [_collate(group) for group in groups]  # type: ignore[misc]
 
 

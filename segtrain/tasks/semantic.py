@@ -68,10 +68,34 @@ class SemanticTask:
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """Image (B, H, W, C) uint8 or float32 in [0, 255] -> network input (B, C, H, W) float32."""
-        channels_first = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
-        return (channels_first - self.mean) / self.std
+    def normalize(self, image: Tensor, color: Tensor | None = None) -> Tensor:
+        """Image (B, H, W, C) uint8 or float32 in [0, 255] -> network input (B, C, H, W) float32.
+
+        `color` (B, C, C + 1) float32 changes the image's colors first, which are then clamped to [0, 255].
+        """
+        if color is not None:
+            return self._painted(image, color)
+        if self.memory_format == torch.channels_last:
+            # As rows of W * C values: a broadcast along the last axis alone is several times faster on the CPU.
+            width, channels = image.shape[2:]
+            rows = image.to(torch.float32, copy=True).contiguous().flatten(2)
+            rows.sub_(self.mean.view(-1).repeat(width)).div_(self.std.view(-1).repeat(width))
+            return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
+        planes = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format, copy=True)
+        return planes.sub_(self.mean).div_(self.std)
+
+    def _painted(self, image: Tensor, color: Tensor) -> Tensor:
+        # Normalization is folded into the matrix and into the clamp's bounds. Sums of products and no matrix product:
+        # autocast and TF32 would round that.
+        weights = color / self.std.view(1, -1, 1)
+        weights[..., -1] -= (self.mean / self.std).view(1, -1)
+        columns = weights[..., None, None].unbind(2)
+        channels = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
+        out = torch.empty_like(channels)
+        torch.addcmul(columns[-1], channels[:, :1], columns[0], out=out)
+        for channel in range(1, channels.shape[1]):
+            out.addcmul_(channels[:, channel : channel + 1], columns[channel])
+        return torch.clamp(out, -self.mean / self.std, (255 - self.mean) / self.std, out=out)
 
     def counts(self, batch: Batch) -> Tensor:
         """What each loss term is divided by, from the target alone; summed over a step by the trainer."""
@@ -84,7 +108,7 @@ class SemanticTask:
             ConfigError: the batch is too small for batch normalization, or the network breaks its contract.
         """
         try:
-            outputs = outputs_of(model, self.normalize(batch.image), resize=self.loss.resolution == "full")
+            outputs = outputs_of(model, self.normalize(batch.image, batch.color), resize=self.loss.resolution == "full")
         except ValueError as error:
             # Where in the network an image shrinks to one value, only the network knows, and torch finds it.
             if "more than 1 value per channel" not in str(error):
