@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from segtrain.data.caching.cache import is_cached
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.faults import together
 from segtrain.errors import DataError
-from segtrain.types import IGNORE_INDEX, PositiveInt, Record
-
-_SHOWN = 10
+from segtrain.types import IGNORE_INDEX, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -49,36 +50,41 @@ class Scan:
 def scan(dataset: SegmentationDataset, limit: PositiveInt | None = None, threads: PositiveInt = 4) -> Scan:
     """Counts the labels of `limit` evenly spaced samples (None: of all); no image is read.
 
+    Where the dataset has a cache all counts are known already, and all samples are looked at whatever the limit.
+
     Raises:
         DataError: masks that cannot be used, all of them in one error; or a binary dataset whose masks hold 0
             and 255 alone, where 255 means unlabelled.
     """
-    records = _evenly(dataset.records, limit)
+    indices = _evenly(len(dataset), None if is_cached(dataset) else limit)
     # Decoding releases the GIL, so threads are enough; sums of integers do not depend on their order.
     with ThreadPoolExecutor(threads) as pool:
-        counted = list(pool.map(lambda record: _count(dataset, record), records))
-    errors = [(record, count) for record, count in zip(records, counted, strict=True) if isinstance(count, DataError)]
+        counted = list(pool.map(partial(_count, dataset), indices))
+    errors = [
+        (dataset.records[index], count)
+        for index, count in zip(indices, counted, strict=True)
+        if isinstance(count, DataError)
+    ]
     if errors:
-        raise _together(errors, len(records))
+        raise together(errors, len(indices))
     found = _sum([count for count in counted if not isinstance(count, DataError)], dataset)
     if _foreground_is_255(found, dataset):
-        if len(records) < len(dataset):
+        if len(indices) < len(dataset):
             return scan(dataset, None, threads)  # the sample may have missed a rare class: look at every mask
         raise _binary_error(found, dataset)
     return found
 
 
-def _evenly(records: Sequence[Record], limit: int | None) -> list[Record]:
-    count = len(records) if limit is None else min(limit, len(records))
-    return [records[i * len(records) // count] for i in range(count)]
+def _evenly(count: int, limit: int | None) -> list[int]:
+    chosen = count if limit is None else min(limit, count)
+    return [i * count // chosen for i in range(chosen)]
 
 
-def _count(dataset: SegmentationDataset, record: Record) -> np.ndarray | DataError:
+def _count(dataset: SegmentationDataset, index: int) -> np.ndarray | DataError:
     try:
-        target = dataset.read_target(record)
+        return dataset.count_labels(index)
     except DataError as error:
         return error
-    return np.bincount(target.ravel(), minlength=IGNORE_INDEX + 1)
 
 
 def _sum(counts: Sequence[np.ndarray], dataset: SegmentationDataset) -> Scan:
@@ -90,21 +96,6 @@ def _sum(counts: Sequence[np.ndarray], dataset: SegmentationDataset) -> Scan:
         pixels=classes.sum(0),
         ignored=int(table[:, IGNORE_INDEX].sum()),
         pixels_of_images_with_class=((classes > 0) * table.sum(1, keepdims=True)).sum(0),
-    )
-
-
-def _together(errors: Sequence[tuple[Record, DataError]], total: int) -> DataError:
-    first = errors[0][1]
-    if len(errors) == 1:
-        return first
-    # One line per file: the error's own place starts with the path, and may go on with what was found there.
-    lines = [f"{(error.where or record.source).splitlines()[0]}: {error.found}" for record, error in errors[:_SHOWN]]
-    more = [f"and {len(errors) - _SHOWN} more"] * (len(errors) > _SHOWN)
-    return DataError(
-        f"{len(errors)} of {total} masks cannot be used",
-        where="\n".join(lines + more),
-        expected=first.expected,
-        fix=first.fix and f"for the first: {first.fix}",
     )
 
 

@@ -1,0 +1,173 @@
+"""Folders of caches that appear whole or not at all, whoever builds, dies or waits.
+
+Beside a cache `NAME` lie `.NAME.lock`, which a builder holds (the kernel lets go of it when the builder dies), and
+while it is built `.building-NAME`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from segtrain.data.caching.room import size_text
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.errors import ConfigError, ResourceError
+
+Say = Callable[[str], None]
+
+_SCRATCH = ".building-"
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def folder_of(root: Path, dataset: SegmentationDataset, key: str) -> Path:
+    """`root/Voc-train-0123456789abcdef`."""
+    return root / f"{_stem(dataset)}-{key[:16]}"
+
+
+def other_caches(root: Path, dataset: SegmentationDataset, home: Path) -> list[Path]:
+    """Caches of the same dataset and split, made of other files or settings than `home`."""
+    pattern = re.compile(re.escape(_stem(dataset)) + "-[0-9a-f]{16}")
+    return sorted(path for path in root.iterdir() if path != home and path.is_dir() and pattern.fullmatch(path.name))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files right in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+@contextmanager
+def locked(home: Path, say: Say) -> Iterator[None]:
+    """Only one process at a time is inside, for one `home`."""
+    with writing(home):
+        home.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock_file(home).open("ab")
+    with file:
+        if not _try_lock(file, home):
+            say(f"cache    waiting for another process that builds the cache {home}")
+            _lock(file, home)
+        try:
+            yield
+        finally:
+            _unlock(file)
+
+
+@contextmanager
+def scratch(home: Path, say: Say) -> Iterator[Path]:
+    """A new folder to build in, which becomes `home` at the end; gone where that is not reached.
+
+    To be called while `home` is locked. Removes what builders that died have left, and says so.
+    """
+    own = home.with_name(_SCRATCH + home.name)
+    with writing(home):
+        _sweep(home, own, say)
+        own.mkdir()
+    try:
+        yield own
+        with writing(home):
+            _sync(own)
+            own.rename(home)
+            _sync(home.parent)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(own, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def writing(home: Path) -> Iterator[None]:
+    """Turns the system's refusal to write into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ResourceError(
+                f"disk full while the cache of decoded samples was written: {error.strerror}",
+                where=home,
+                fix="data.cache_dir=DIR on a larger disk, fewer samples by data.limit=N, or data.cache=none",
+            ) from error
+        raise ResourceError(
+            f"the cache cannot be written: {error.strerror or error}",
+            where=home,
+            fix="set data.cache_dir to a folder that you may write to, or data.cache=none",
+        ) from error
+
+
+def _stem(dataset: SegmentationDataset) -> str:
+    return re.sub(r"[^\w.-]", "_", f"{type(dataset).__name__}-{dataset.split}")
+
+
+def _lock_file(home: Path) -> Path:
+    # It stays: a lock file that is removed can be locked by two who opened it before and after.
+    return home.with_name(f".{home.name}.lock")
+
+
+def _sweep(home: Path, own: Path, say: Say) -> None:
+    for left in home.parent.glob(f"{_SCRATCH}*"):
+        if left == own:
+            _remove_left(left, say)
+            continue
+        other = home.with_name(left.name.removeprefix(_SCRATCH))
+        with _lock_file(other).open("ab") as file:
+            if _try_lock(file, other):
+                _remove_left(left, say)
+                _unlock(file)
+
+
+def _remove_left(left: Path, say: Say) -> None:
+    if not left.is_dir():
+        return  # another process that swept was faster
+    say(f"cache    removed {left}: {size_text(folder_bytes(left))} that a build left when it was killed")
+    shutil.rmtree(left)
+
+
+def _try_lock(file: IO[bytes], home: Path) -> bool:
+    try:
+        _flock(file, home, wait=False)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock(file: IO[bytes], home: Path) -> None:
+    _flock(file, home, wait=True)
+
+
+def _flock(file: IO[bytes], home: Path, *, wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise ConfigError(
+            "data.cache=disk needs file locks, which this system has not (fcntl)",
+            expected="Linux or macOS",
+            fix="data.cache=none",
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise ResourceError(
+            f"the cache folder's disk does not lock files: {error.strerror}",
+            where=home.parent,
+            fix="set data.cache_dir to a folder on another disk, or data.cache=ram",
+        ) from error
+
+
+def _unlock(file: IO[bytes]) -> None:
+    import fcntl
+
+    # Closing is not enough: a process forked meanwhile has the file open too.
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""When is a cache of decoded samples the right one? When nothing that makes a sample has changed since.
+
+The key covers the files (name, size, time of change), the dataset's class and settings, and the programs that decode
+or draw. What a class of the user's own imports from other files is not seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+
+from segtrain import __version__
+from segtrain.data import labels, reading
+from segtrain.data.caching.index import FORMAT
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.errors import ConfigError
+from segtrain.types import Record
+
+_NOT_ABOUT_SAMPLES = ("torch", "typing", "builtins", "abc")
+
+
+def cache_key(dataset: SegmentationDataset, settings: Mapping[str, Any], stamps: Sequence[Sequence[Any]]) -> str:
+    """SHA-256, in hex, of all that decides what the dataset's decoded samples are.
+
+    Args:
+        settings: the dataset's settings as plain data, without those that change no sample (root, download, limit).
+        stamps: from `stamps_of(dataset)`.
+
+    Raises:
+        ConfigError: the source of the dataset's class cannot be read.
+    """
+    about = {
+        "format": FORMAT,
+        "versions": [__version__, PIL.__version__, np.__version__, cv2.__version__],
+        "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
+        "sources": _sources(type(dataset)),
+        "settings": settings,
+        "split": dataset.split,
+        "channels": dataset.channels,
+        "classes": dataset.classes,
+        "palette": dataset.palette,
+        "label_map": dataset.labels.label_map,
+        "ignore_colors": dataset.labels.ignore_colors,
+        "samples": [[record.name, record.extra, stamp] for record, stamp in zip(dataset.records, stamps, strict=True)],
+    }
+    return hashlib.sha256(json.dumps(_plain(about), sort_keys=True).encode("ascii")).hexdigest()
+
+
+def stamps_of(dataset: SegmentationDataset) -> list[list[Any]]:
+    """For every record, `[name, size, mtime_ns]` of each file behind it, one list after the other."""
+    return [[part for path in _files(record) for part in _stamp(path)] for record in dataset.records]
+
+
+def _files(record: Record) -> list[Path]:
+    """Image, mask and whatever file the dataset lists beside them."""
+    return [path for path in (record.image, record.target, *record.extra.values()) if isinstance(path, Path)]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return path.name, -1, -1  # reading it will say what is wrong, together with all others
+    return path.name, found.st_size, found.st_mtime_ns
+
+
+def _sources(kind: type) -> list[str]:
+    """Digests of the source files that read and make samples; segtrain's own too, as its version outlives edits."""
+    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _NOT_ABOUT_SAMPLES]
+    return [_source_digest(part) for part in (*own, reading, labels)]
+
+
+def _source_digest(part: Any) -> str:
+    try:
+        file = inspect.getsourcefile(part)
+        return hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            f"the source file of {part.__module__}.{part.__qualname__} cannot be read",
+            expected="a class in a file: a cache on disk must know when the class changes",
+            fix="put the class into a module of its own, or set data.cache=ram or data.cache=none",
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, with text for keys, so that they can be sorted."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(repr(item) for item in value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.name  # where the data lie decides nothing
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
