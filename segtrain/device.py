@@ -68,6 +68,7 @@ def be_deterministic(wanted: bool) -> None:
     """Asks for the same bits on every run, or for cuDNN's fastest algorithms."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    torch.use_deterministic_algorithms(wanted)
+    if wanted != torch.are_deterministic_algorithms_enabled():  # saying so imports torch's compiler, for a second
+        torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segtrain import signatures
+from segtrain import signatures, startup
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.scan import Scan
 from segtrain.data.transforms import SegmentationTransform
@@ -84,7 +84,11 @@ def make_optimizer(
     node = settings.node["optimizer"]
     shape: GroupOptions = settings.rider["optimizer"]
     groups = parameter_groups(model, lr=node["lr"], weight_decay=node.get("weight_decay", 0.0), **vars(shape))
+    if not settings.options.compile:
+        startup.prepare_optimizers()
     optimizer = settings.make("optimizer", params=groups)
+    if not settings.options.compile:
+        startup.lighten(optimizer)
     steps = settings.options.total_steps(steps_per_epoch)
     return optimizer, make_scheduler(optimizer, settings.make("scheduler"), steps)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from segtrain.errors import ConfigError, listed
+from segtrain.models.backboned import BackboneModel
 from segtrain.models.backbones.build import BackboneName, LowLevel, build_backbone
 from segtrain.models.backbones.dilation import OutputStride
 from segtrain.models.backbones.mobilenet import LastChannels
@@ -20,7 +21,6 @@ from segtrain.models.backbones.resnet import (
     spread_unit,
 )
 from segtrain.models.layers import ConvBNReLU, GlobalMeanPool, SeparableConvBNReLU, resize_logits
-from segtrain.models.segmentation import BackboneModel
 from segtrain.types import Fraction, NumClasses, PositiveInt
 
 HEAD_CHANNELS = 256

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segtrain.errors import ConfigError
+from segtrain.models.backboned import BackboneModel
 from segtrain.models.backbones.build import BackboneName, build_backbone
 from segtrain.models.backbones.dilation import OutputStride
 from segtrain.models.backbones.vgg import VGG16, convolutionalize
 from segtrain.models.layers import FCNHead
-from segtrain.models.segmentation import BackboneModel, SegmentationModel
+from segtrain.models.segmentation import SegmentationModel
 from segtrain.types import Fraction, NumClasses, PositiveInt
 
 CROPS = {"upscore": 19, "score_pool4": 5, "upscore16": 27, "score_pool3": 9, "upscore8": 31}

@@ -6,10 +6,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from segtrain.models.backboned import BackboneModel
 from segtrain.models.backbones.build import build_backbone
 from segtrain.models.backbones.dilation import OutputStride
 from segtrain.models.layers import ConvBNReLU, GlobalMeanPool, resize_logits
-from segtrain.models.segmentation import BackboneModel
 from segtrain.types import NumClasses, PositiveInt
 
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import segmentation
-from torchvision.models._api import WeightsEnum
 
 from segtrain import checkpoint
-from segtrain.errors import CheckpointError, ConfigError, closest, listed
+from segtrain.errors import CheckpointError, closest, listed
 from segtrain.models.backbones.timm_features import TimmFeatures
-from segtrain.models.backbones.vgg import VGG16
 from segtrain.models.class_transfer import ClassMap
 from segtrain.models.fitting import Fit, State
 
@@ -64,8 +56,10 @@ def load_weights(model: nn.Module, weights: str, classes: list[str] | None = Non
     if weights == "imagenet" and isinstance(backbone, TimmFeatures):
         return _load_timm(backbone)
     if weights in ("imagenet", "torchvision"):
-        published = _imagenet(model) if weights == "imagenet" else _coco(model)
-        source = _unwrap(_download(published), published.url)
+        from segtrain.models.published import coco, download, imagenet  # torchvision: slow, and only wanted here
+
+        published = imagenet(model) if weights == "imagenet" else coco(model)
+        source = _unwrap(download(published), published.url)
         if weights == "torchvision":
             source.classes = [name.strip("_") for name in published.meta["categories"]]
     else:
@@ -88,60 +82,6 @@ def _adapted(backbone: TimmFeatures) -> list[str]:
     return (
         [] if backbone.in_channels == 3 else [f"first convolution adapted to {backbone.in_channels} channels by timm"]
     )
-
-
-def _imagenet(model: nn.Module) -> WeightsEnum:
-    name = getattr(model, "imagenet_name", None) or getattr(getattr(model, "backbone", None), "name", None)
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ConfigError(
-            f"{type(model).__name__} has no backbone with ImageNet weights",
-            where="model.weights=imagenet",
-            expected="a network on a ResNet, MobileNet, VGG-16 or timm backbone, such as model=deeplabv3plus",
-            fix=_instead_of_imagenet(model, name),
-        )
-    # V1, not the newer recipes: what torchvision's own segmentation weights and the literature started from.
-    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-
-
-def _instead_of_imagenet(model: nn.Module, name: str | None) -> str:
-    if type(model).__module__.startswith("torchvision."):
-        return "model.weights=none model.weights_backbone=DEFAULT"
-    if name == "xception65":
-        return "model.backbone=timm/xception65 has timm's; or model.weights=none, or PATH of timm's xception65"
-    if name is not None and name.endswith("_deep_stem"):
-        return "model.stem=conv7 is what torchvision has weights for; or model.weights=none, or PATH of a deep stem's"
-    return "model.weights=none, or model.weights=PATH"
-
-
-def _coco(model: nn.Module) -> WeightsEnum:
-    form = getattr(model, "torchvision_form", None)
-    known = torchvision.models.list_models(module=segmentation)
-    if form not in known:
-        raise ConfigError(
-            f"torchvision publishes no segmentation weights for this {type(model).__name__}",
-            where="model.weights=torchvision",
-            expected=f"a network in the form of {listed(known)}: "
-            "model=fcn_torchvision, deeplabv3_torchvision or lraspp",
-            fix="model.weights=none, imagenet or PATH",
-        )
-    return torchvision.models.get_model_weights(form)["COCO_WITH_VOC_LABELS_V1"]
-
-
-def _download(published: WeightsEnum) -> Mapping[str, Any]:
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
-    if cached.is_file():
-        return checkpoint.read(cached)
-    try:
-        # torch.hub announces a download on stdout, which is kept for results.
-        with contextlib.redirect_stdout(sys.stderr):
-            return published.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, http.client.HTTPException, RuntimeError) as error:
-        raise CheckpointError(
-            f"download failed: {str(error) or type(error).__name__}",
-            where=f"{published.url}\nfor {cached}",
-            expected="a network connection, or the file in that folder",
-            fix="put the file there by hand, or set model.weights=PATH or model.weights=none",
-        ) from error
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -242,6 +182,8 @@ def _fill_backbone(model: nn.Module, source: Source, body: str = "", head: str |
 
 def _fill_from_classifier(model: Any, source: Source) -> str:
     """VGG-16 for classification into a network that has turned its layers into convolutions."""
+    from segtrain.models.backbones.vgg import VGG16  # such a network has one, so that its module is loaded
+
     converted: State = model.from_classifier(source.state)
     fit = Fit(model, converted, source.where)
     # The convolutions are there or the file is broken; hidden layers may be missing.
@@ -265,9 +207,9 @@ def _fill_timm(backbone: TimmFeatures, source: Source) -> str:
 
 
 def _class_layers(model: nn.Module) -> tuple[str, ...]:
-    if isinstance(model, segmentation.LRASPP):
-        return ("classifier.low_classifier", "classifier.high_classifier")
-    if isinstance(model, segmentation.FCN | segmentation.DeepLabV3):
+    if type(model).__module__.startswith("torchvision.models.segmentation."):
+        if type(model).__name__ == "LRASPP":
+            return ("classifier.low_classifier", "classifier.high_classifier")
         return ("classifier.4", "aux_classifier.4")
     declared: tuple[str, ...] = getattr(model, "class_layers", ())
     return declared

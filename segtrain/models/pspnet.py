@@ -8,11 +8,11 @@ import torch
 from annotated_types import Len
 from torch import Tensor, nn
 
+from segtrain.models.backboned import BackboneModel
 from segtrain.models.backbones.build import build_backbone
 from segtrain.models.backbones.dilation import OutputStride
 from segtrain.models.backbones.resnet import ResNetName, ResNetVariant, Stem
 from segtrain.models.layers import ConvBNReLU, GlobalMeanPool, resize_logits
-from segtrain.models.segmentation import BackboneModel
 from segtrain.types import Fraction, NumClasses, PositiveInt
 
 HEAD_CHANNELS = 512

@@ -42,7 +42,7 @@ def sgd(
             expected="a momentum above 0",
             fix="set optimizer.momentum=0.9 or optimizer.nesterov=false",
         )
-    return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
 
 
 def adamw(
@@ -54,7 +54,7 @@ def adamw(
     weight_decay: NonNegativeFloat = 0.01,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019); a group's own `lr` and `weight_decay` come before these."""
-    return torch.optim.AdamW(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+    return torch.optim.AdamW(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def rmsprop(

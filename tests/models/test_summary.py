@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from segtrain.experiment import build_model, compose
 from segtrain.models.deeplab import DeepLabV3
 from segtrain.models.fcn import FCNTorchvision
 from segtrain.models.lraspp import LRASPP
@@ -39,7 +40,9 @@ def test_counting_changes_nothing() -> None:
     assert str(cost) == "0.00 M parameters   0.00 GMACs at 5x7"
 
 
-def test_a_network_that_looks_at_values_is_still_described() -> None:
+def test_a_large_network_that_looks_at_values_is_still_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segtrain.models.summary.SMALL", 0)
+
     class Looks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -67,3 +70,13 @@ def test_whatever_a_network_says_of_shapes_it_is_described(error: Exception) -> 
     cost = measure(Refuses(), (4, 4), 3)
     assert (cost.parameters, cost.gmacs) == (3, None)
     assert str(cost).startswith("0.00 M parameters   no GMACs: ")
+
+
+def test_a_network_costs_the_same_whether_it_is_run_or_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(compose(["model=deeplabv3plus", "model.backbone=mobilenet_v2"]))
+    monkeypatch.setattr("segtrain.models.summary.SMALL", 1e15)
+    run = measure(model, (65, 97), 3)
+    monkeypatch.setattr("segtrain.models.summary.SMALL", 0)
+    traced = measure(model, (65, 97), 3)
+    assert run == traced
+    assert run.gmacs is not None
