@@ -268,6 +268,8 @@ def test_whatever_changes_a_sample_makes_another_cache(root: Path, opener: Opene
     assert is_new(own(root, classes=["a", "b", "other"]))
     assert is_new(own(root, classes=["a", "b", "c", "d"]))
     assert is_new(own(root), settings={"x": {1: "y"}})
+    assert is_new(own(root, limit=4))
+    assert is_new(own(root, limit=4, exif="ignore"))
     assert is_new(own(root), settings={"x": {1: "z"}})
     assert not is_new(own(root), settings={"x": {1: "z"}})
     assert is_new(own(root, split="val", val_fraction=1.0))
@@ -285,9 +287,9 @@ def test_whatever_changes_a_sample_makes_another_cache(root: Path, opener: Opene
 
 
 def test_data_that_moved_keep_their_cache(root: Path, opener: Opener) -> None:
-    opener(own(root))
+    opener(own(root), settings={"root": str(root), "mask_dir": "masks"})
     root.rename(root.with_name("moved"))
-    opener(own(root.with_name("moved")))
+    opener(own(root.with_name("moved")), settings={"root": str(root.with_name("moved")), "mask_dir": "masks"})
     assert "from" in opener.text
     assert len(opener.homes()) == 1
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segtrain.data.caching import room, stores
 from segtrain.data.caching.cache import SampleCache, open_cache
@@ -180,6 +181,17 @@ def test_the_size_is_known_to_the_byte_from_the_headers(tmp_path: Path, put: Any
     assert 0 <= need.nbytes - (cache.folder / "samples.bin").stat().st_size < 64
 
 
+def test_images_beyond_pillows_limit_are_measured_where_they_are_allowed(
+    tmp_path: Path, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = own_folder(tmp_path, put)
+    whole = measure(dataset, 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 50 // 3)
+    assert measure(dataset, 2).nbytes == 0
+    dataset.max_pixels = 40 * 50
+    assert measure(dataset, 2) == whole
+
+
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_decoded(
     tmp_path: Path, put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +221,15 @@ def test_memory_that_is_too_small_is_refused_before_anything_is_decoded(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "20000")
     with pytest.raises(ResourceError, match="in each of 20000 processes"):
         opened(own_folder(tmp_path, put), tmp_path, "ram", bars)
+
+
+def test_that_each_process_of_torchrun_has_a_copy_in_memory_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said: list[str] = []
+    opened(Steps(), tmp_path, "ram", say=said.append)
+    assert said[0] == "cache    12 samples, about 0.2 MiB, to be held in memory, a copy in each of 2 processes"
 
 
 def test_a_disk_that_fills_while_writing_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def open_cache(
 
     Args:
         kind: `disk` keeps them in a folder of their own below `folder`; `ram` for as long as this process lives.
-        settings: the dataset's settings as plain data, without those that change no sample (root, download, limit).
+        settings: the dataset's node as plain data; another one is another cache.
         say: gets what happens, line by line.
         bar: makes a progress bar from a total and a name.
         threads: that decode at once.

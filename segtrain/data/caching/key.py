@@ -24,14 +24,16 @@ from segtrain.data.dataset import SegmentationDataset
 from segtrain.errors import ConfigError
 from segtrain.types import Record
 
-_NOT_ABOUT_SAMPLES = ("torch", "typing", "builtins", "abc")
+_NOT_ABOUT_SAMPLES = ("root", "download", "limit")
+"""Settings that say where the files are and how many are used, which the files themselves tell."""
+_NOT_OURS = ("torch", "typing", "builtins", "abc")
 
 
 def cache_key(dataset: SegmentationDataset, settings: Mapping[str, Any], stamps: Sequence[Sequence[Any]]) -> str:
     """SHA-256, in hex, of all that decides what the dataset's decoded samples are.
 
     Args:
-        settings: the dataset's settings as plain data, without those that change no sample (root, download, limit).
+        settings: the dataset's node as plain data; where the files are (`root`) makes no other cache.
         stamps: from `stamps_of(dataset)`.
 
     Raises:
@@ -42,9 +44,10 @@ def cache_key(dataset: SegmentationDataset, settings: Mapping[str, Any], stamps:
         "versions": [__version__, PIL.__version__, np.__version__, cv2.__version__],
         "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
         "sources": _sources(type(dataset)),
-        "settings": settings,
+        "settings": {name: value for name, value in settings.items() if name not in _NOT_ABOUT_SAMPLES},
         "split": dataset.split,
         "channels": dataset.channels,
+        "exif": dataset.exif,
         "classes": dataset.classes,
         "palette": dataset.palette,
         "label_map": dataset.labels.label_map,
@@ -74,7 +77,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 def _sources(kind: type) -> list[str]:
     """Digests of the source files that read and make samples; segtrain's own too, as its version outlives edits."""
-    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _NOT_ABOUT_SAMPLES]
+    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _NOT_OURS]
     return [_source_digest(part) for part in (*own, reading, labels)]
 
 

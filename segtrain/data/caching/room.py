@@ -14,6 +14,7 @@ from PIL import Image
 from segtrain import distributed
 from segtrain.data.caching.index import padded, sample_bytes
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.reading import FORMATS
 from segtrain.errors import DataError, ResourceError
 from segtrain.types import PositiveInt, Record
 
@@ -42,18 +43,21 @@ def measure(dataset: SegmentationDataset, threads: PositiveInt) -> Need:
     records = dataset.records
     if type(dataset).load is SegmentationDataset.load:
         with ThreadPoolExecutor(threads) as pool:
-            return Need(sum(pool.map(partial(_bytes_by_header, dataset.channels), records)), True)
+            return Need(sum(pool.map(partial(_bytes_by_header, dataset), records)), True)
     count = min(_PROBES, len(records))
     probes = [_bytes_by_loading(dataset, records[i * len(records) // count]) for i in range(count)]
     return Need(sum(probes) * len(records) // count, False)
 
 
-def _bytes_by_header(channels: int, record: Record) -> int:
+def _bytes_by_header(dataset: SegmentationDataset, record: Record) -> int:
     assert record.image is not None
     try:
-        with Image.open(record.image) as image:
+        with Image.open(record.image, formats=FORMATS) as image:
             itemsize = 4 if image.mode in _DEEP else 1
-            return padded(sample_bytes(image.height, image.width, channels, itemsize))  # turning it changes no count
+            # Turning an image upright leaves its number of pixels.
+            return padded(sample_bytes(image.height, image.width, dataset.channels, itemsize))
+    except Image.DecompressionBombError:
+        return _bytes_by_loading(dataset, record)  # data.max_pixels may allow it, which Pillow does not know here
     except Exception:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, …
         return 0
 
