@@ -6,28 +6,22 @@ together, because workers that outlive an epoch would never see an epoch set on 
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import os
-import signal
-import weakref
+import multiprocessing.connection
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from multiprocessing.synchronize import Event
 from time import perf_counter
-from types import FrameType
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segtrain import distributed
 from segtrain.data.dataset import Sample, SegmentationDataset, Unfinished
+from segtrain.data.workers import CLOSING, end_workers_with, quiet_worker
 from segtrain.errors import DataError, ResourceError, SegtrainError
 from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Record, Size
 
@@ -79,7 +73,7 @@ class TrainLoader:
             )
         self.order = StepSampler(self.length, self.steps_per_epoch, batch_size, accumulate, seed)
         self.loader = _loader(dataset, self.order, _collate, num_workers, prefetch, pin_memory)
-        _end_workers_with(self, self.loader)
+        end_workers_with(self, self.loader)
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
         """The batches of steps `first`, `first + 1`, … of an epoch."""
@@ -136,7 +130,7 @@ class EvalLoader:
         chunks = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
         self.images = len(mine)
         self.loader = _loader(dataset, chunks, _collate_by_size, num_workers, prefetch, pin_memory)
-        _end_workers_with(self, self.loader)
+        end_workers_with(self, self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batches in _raising(self.loader):
@@ -154,18 +148,10 @@ def _loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch if num_workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=partial(_quiet_worker, closing=_CLOSING),
+        worker_init_fn=partial(quiet_worker, closing=CLOSING),
         # Without its own generator, each `iter(loader)` draws from the global one and dropout differs after a resume.
         generator=torch.Generator().manual_seed(0),
     )
-
-
-def _end_workers_with(owner: object, loader: DataLoader[Any]) -> None:
-    """Lets go of `loader` after `owner`, even where a cycle of references holds `owner`.
-
-    Collected together with it, pipes may be closed before the workers are told to end, and each is waited for.
-    """
-    weakref.finalize(owner, lambda kept: None, loader).atexit = False
 
 
 class _Guarded(Dataset[Any]):
@@ -255,10 +241,22 @@ def _collate_by_size(samples: Sequence[Any]) -> list[Batch] | SegtrainError:
 
 def _raising(loader: DataLoader[Any]) -> Iterator[Any]:
     with dead_workers_reported():
-        for item in loader:
-            if isinstance(item, SegtrainError):
-                raise item
-            yield item
+        try:
+            for item in loader:
+                if isinstance(item, SegtrainError):
+                    raise item
+                yield item
+        except (ConnectionError, EOFError) as error:
+            # A batch's memory is fetched from its worker, and torch may not yet have seen that this one is dead.
+            if not _has_dead_worker(loader):
+                raise
+            raise _death_of_a_worker("its connection broke off") from error
+
+
+def _has_dead_worker(loader: DataLoader[Any]) -> bool:
+    workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
+    # A dying process closes its connections a moment before its end can be seen.
+    return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0))
 
 
 @contextmanager
@@ -275,28 +273,12 @@ def dead_workers_reported() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):  # "Caught RuntimeError in DataLoader worker" is a bug
             raise
-        raise ResourceError(
-            f"a data worker died: {str(error).splitlines()[0]}",
-            expected="enough memory (and /dev/shm) for data.num_workers processes",
-            fix="try data.num_workers=0 to see the cause, fewer workers, or a container with a larger --shm-size",
-        ) from error
+        raise _death_of_a_worker(str(error).splitlines()[0]) from error
 
 
-_CLOSING = multiprocessing.Event()
-atexit.register(_CLOSING.set)  # runs before multiprocessing's own hook, which ends the workers by SIGTERM
-
-
-def _quiet_worker(worker: int, closing: Event) -> None:
-    """Workers leave signals to the main process and OpenCV's threads to the other workers.
-
-    Ctrl-C and a scheduler's SIGTERM reach the whole process group; a worker that died of it would take the step down
-    that the main process is about to finish and save.
-    """
-
-    def end_when_closing(number: int, frame: FrameType | None) -> None:
-        if closing.is_set():
-            os._exit(0)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_when_closing)
-    cv2.setNumThreads(0)
+def _death_of_a_worker(reason: str) -> ResourceError:
+    return ResourceError(
+        f"a data worker died: {reason}",
+        expected="enough memory (and /dev/shm) for data.num_workers processes",
+        fix="try data.num_workers=0 to see the cause, fewer workers, or a container with a larger --shm-size",
+    )
