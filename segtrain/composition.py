@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on a dataset's split",
     "predict": "segment a file, a folder, a glob or a video",
     "compare": "tell whether two evaluations differ: compare RUN_A RUN_B",
+    "benchmark": "time data, training, evaluation, losses and start against the usual ways",
 }
 
 
