@@ -351,16 +351,16 @@ def test_a_class_without_a_file_can_only_be_cached_in_memory(opener: Opener, mon
 
 def test_older_caches_are_named_and_kept(root: Path, opener: Opener) -> None:
     first = opener(own(root)).folder
-    assert "older caches" not in opener.text
+    assert "older data" not in opener.text
     opener(own(root, split="val", val_fraction=1.0))
-    assert "older caches" not in opener.text, "of another split"
+    assert "older data" not in opener.text, "of another split"
     os.utime(root / "images/0.png", ns=(0, 7))
     opener(own(root))
-    assert f"MiB in older caches: {first}" in opener.text
+    assert f"MiB in caches of other or older data, kept: {first}" in opener.text
     assert first is not None
     assert (first / "samples.bin").is_file()
     opener(own(root))
-    assert "older caches" not in opener.text, "nothing was built"
+    assert "older data" not in opener.text, "nothing was built"
 
 
 # --- damage ---------------------------------------------------------------------------------------

@@ -197,14 +197,14 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_decoded(
 ) -> None:
     dataset = own_folder(tmp_path, put)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: Usage(2**40, 2**40, 3 * 2**20))
-    bars, said = Bars(), []
+    dataset.load = lambda record: pytest.fail("decoded")  # type: ignore[method-assign]
+    said: list[str] = []
     with pytest.raises(ResourceError) as caught:
-        opened(dataset, tmp_path / "cache", bar=bars, say=said.append)
+        opened(dataset, tmp_path / "cache", say=said.append)
     assert caught.value.found == "the cache of decoded samples needs 0.1 MiB, 3.0 MiB are free"
     for fix in ("data.cache_dir=", "data.limit=", "data.cache=none"):
         assert fix in str(caught.value.fix)
     assert said[0].startswith("cache    12 samples, 0.1 MiB, to be written to ")
-    assert bars.done == 0
     assert visible(tmp_path / "cache") == []
 
 
@@ -212,15 +212,23 @@ def test_memory_that_is_too_small_is_refused_before_anything_is_decoded(
     tmp_path: Path, put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "available_memory", lambda: 2**20)
-    bars = Bars()
-    with pytest.raises(ResourceError, match=r"needs 0.1 MiB of memory, 1.0 MiB are free") as caught:
-        opened(own_folder(tmp_path, put), tmp_path, "ram", bars)
+    dataset = own_folder(tmp_path, put)
+    dataset.load = lambda record: pytest.fail("decoded")  # type: ignore[method-assign]
+    with pytest.raises(ResourceError, match=r"needs 0\.1 MiB of memory, 1\.0 MiB are free") as caught:
+        opened(dataset, tmp_path, "ram")
     assert "data.cache=disk" in str(caught.value.fix)
-    assert bars.done == 0
     monkeypatch.setattr(room, "available_memory", lambda: 2**31)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "20000")
     with pytest.raises(ResourceError, match="in each of 20000 processes"):
-        opened(own_folder(tmp_path, put), tmp_path, "ram", bars)
+        opened(dataset, tmp_path, "ram")
+
+
+def test_memory_that_others_fill_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_BLOCK", 40_000)
+    left = iter([2**40, 2**40, 2**40, 0])
+    monkeypatch.setattr(room, "available_memory", lambda: next(left))
+    with pytest.raises(ResourceError, match=r"0\.0 MiB are free"):
+        opened(Steps(), tmp_path, "ram")
 
 
 def test_that_each_process_of_torchrun_has_a_copy_in_memory_is_said(

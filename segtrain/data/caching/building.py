@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -59,14 +60,13 @@ def store_all(dataset: SegmentationDataset, put: Put, bar: MakeBar, threads: Pos
     errors: list[tuple[Record, DataError]] = []
     progress = bar(len(dataset), "cache")
     try:
-        for record, sample in _decoded(dataset, threads):
-            if isinstance(sample, DataError):
-                errors.append((record, sample))
-            elif not errors:  # after a fault the rest is only looked at
-                height, width, channels = sample.image.shape
-                shape = (height, width, channels)
-                entries.append(Entry(record.name, *put(sample), shape, sample.image.dtype.name, *sample[2:]))
-            progress.update(1)
+        with closing(_decoded(dataset, threads)) as samples:  # its threads end before what they fill is removed
+            for record, sample in samples:
+                if isinstance(sample, DataError):
+                    errors.append((record, sample))
+                elif not errors:  # after a fault the rest is only looked at
+                    entries.append(_entry(record, sample, put(sample)))
+                progress.update(1)
     finally:
         progress.close()
     if errors:
@@ -74,7 +74,13 @@ def store_all(dataset: SegmentationDataset, put: Put, bar: MakeBar, threads: Pos
     return entries
 
 
-def _decoded(dataset: SegmentationDataset, threads: int) -> Iterator[tuple[Record, Decoded | DataError]]:
+def _entry(record: Record, sample: Decoded, place: tuple[int, int]) -> Entry:
+    height, width, channels = sample.image.shape
+    shape = (height, width, channels)
+    return Entry(record.name, *place, shape, sample.image.dtype.name, sample.crc, sample.labels)
+
+
+def _decoded(dataset: SegmentationDataset, threads: int) -> Generator[tuple[Record, Decoded | DataError], None, None]:
     """Decoding releases the GIL, so threads are enough; a `load` of the user's own may not bear them and gets one."""
     ours = type(dataset).load.__module__.partition(".")[0] == "segtrain"
     waiting: deque[tuple[Record, Future[Decoded | DataError]]] = deque()

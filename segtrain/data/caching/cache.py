@@ -21,7 +21,7 @@ import numpy as np
 
 from segtrain import distributed
 from segtrain.data.caching.building import MakeBar, as_bytes, store_all
-from segtrain.data.caching.folders import folder_bytes, folder_of, locked, other_caches, scratch, writing
+from segtrain.data.caching.folders import caches_of, folder_bytes, folder_of, locked, scratch, writing
 from segtrain.data.caching.index import SAMPLES, Entry, UnusableCacheError, read_index, write_index
 from segtrain.data.caching.key import cache_key, stamps_of
 from segtrain.data.caching.room import measure, refuse_full_disk, refuse_full_memory, size_text
@@ -204,10 +204,10 @@ def _build(
 ) -> None:
     need = measure(dataset, threads)
     say(f"cache    {len(dataset):,} samples, {need}, to be written to {home}")
-    older = other_caches(home.parent, dataset, home)
-    if older:
-        size = size_text(sum(folder_bytes(path) for path in older))
-        say(f"         {size} in older caches: {', '.join(map(str, older))}")
+    others = caches_of(home.parent, dataset)
+    if others:
+        size = size_text(sum(folder_bytes(path) for path in others))
+        say(f"         {size} in caches of other or older data, kept: {', '.join(map(str, others))}")
     start = time.perf_counter()
     with scratch(home, say) as building:
         refuse_full_disk(need, home)  # what a killed build has left is gone by now

@@ -30,10 +30,10 @@ def folder_of(root: Path, dataset: SegmentationDataset, key: str) -> Path:
     return root / f"{_stem(dataset)}-{key[:16]}"
 
 
-def other_caches(root: Path, dataset: SegmentationDataset, home: Path) -> list[Path]:
-    """Caches of the same dataset and split, made of other files or settings than `home`."""
+def caches_of(root: Path, dataset: SegmentationDataset) -> list[Path]:
+    """Caches of datasets of the same class and split, whatever their files and settings."""
     pattern = re.compile(re.escape(_stem(dataset)) + "-[0-9a-f]{16}")
-    return sorted(path for path in root.iterdir() if path != home and path.is_dir() and pattern.fullmatch(path.name))
+    return sorted(path for path in root.iterdir() if path.is_dir() and pattern.fullmatch(path.name))
 
 
 def folder_bytes(folder: Path) -> int:
