@@ -1,8 +1,9 @@
 """Checkpoints: plain data and tensors in, the same out, never torn and never silently damaged.
 
-The only module that calls `torch.save` and `torch.load`. A file is written beside its target, flushed to the disk and
-renamed, so that whatever instant a run is killed at, the old or the new file is there whole. A digest inside the file
-covers every tensor byte, because neither zip nor pickle notices a flipped bit in the data.
+The only module that calls `torch.save` and `torch.load`. A file is written beside its target, flushed to the disk, read
+back and renamed, so that whatever instant a run is killed at, the old or the new file is there whole. A `last.pt` that
+is replaced stays as `previous.pt`. A digest inside the file covers every tensor byte, because neither zip nor pickle
+notices a flipped bit in the data.
 """
 
 from __future__ import annotations
@@ -27,30 +28,50 @@ from segtrain.errors import CheckpointError, ResourceError
 FORMAT = 1
 """Version of the layout below; raised when a reader of the old one could not read the new one."""
 
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+"""The checkpoints of a run: its newest state, the one saved before that, and that of the best epoch."""
 
-def save(path: Path, state: Mapping[str, Any]) -> str:
-    """Writes `state` (tensors, numbers, strings, lists, dicts) to `path` atomically; returns its SHA-256 digest.
+
+def save(path: Path, state: Mapping[str, Any], *more: Path) -> str:
+    """Writes `state` (tensors, numbers, strings, lists, dicts) to `path` and `more` atomically, in this order.
+
+    Each file is read back before it takes its name. A `last.pt` that is replaced stays as `previous.pt`.
+
+    Returns:
+        The SHA-256 digest of the state.
 
     Raises:
-        ResourceError: the disk is full or the folder cannot be written; an older file at `path` is untouched.
+        ResourceError: the disk is full, keeps other bytes, or the folder cannot be written; older files are untouched.
     """
     whole: dict[str, Any] = {"format": FORMAT, **state}
     whole["sha256"] = digest(whole)
     buffer = io.BytesIO()  # torch.save hides the cause of a failed write; writing the bytes ourselves keeps the errno
     torch.save(whole, buffer)
-    write_atomically(path, buffer.getbuffer())
+    for target in (path, *more):
+        write_atomically(target, buffer.getbuffer(), read_back=True, rotate=target.name == LAST)
     return str(whole["sha256"])
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replaces `path` by `content` in one step, or leaves it as it was and raises `ResourceError`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_atomically(path: Path, content: bytes | memoryview, *, read_back: bool = False, rotate: bool = False) -> None:
+    """Replaces `path` by `content` in one step, or leaves it as it was and raises `ResourceError`.
+
+    Args:
+        path: its folder is made where it is missing.
+        content: the whole file.
+        read_back: compare what the disk kept with `content` before the older file goes.
+        rotate: keep the older file as `previous.pt`.
+    """
+    beside = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if read_back:
+            _compare(beside, content, path)
+        if rotate:
+            _keep(path, path.with_name(PREVIOUS))
         beside.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:  # a second Ctrl-C too
@@ -59,6 +80,46 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         if isinstance(error, OSError):
             raise _cannot_write(path, len(content), error) from error
         raise
+
+
+def _beside(path: Path) -> Path:
+    """The unfinished file of this process; `remove_leftovers` finds it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _compare(written: Path, content: bytes | memoryview, path: Path) -> None:
+    """Reads `written` back from the disk, 1 MiB at a time.
+
+    Raises:
+        ResourceError: it holds something else than `content`, which was meant for `path`.
+    """
+    with written.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):  # or the answer would come from memory, not from the disk
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        same = all(file.read(2**20) == bytes(content[at : at + 2**20]) for at in range(0, len(content), 2**20))
+        same = same and not file.read(1)
+    if not same:
+        raise ResourceError(
+            "the disk does not keep what is written: the new checkpoint reads back differently",
+            where=path,
+            expected=f"the {len(content)} bytes that were written",
+            fix="check the disk, or choose another folder with hydra.run.dir=DIR; older checkpoints are untouched",
+        )
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Makes `kept` the file that `path` is; `path` stays until it is replaced, so that it is never missing."""
+    # A run killed between the two renames leaves both names on one file, and renaming a file to itself does nothing.
+    if not path.exists() or (kept.exists() and kept.samefile(path)):
+        return
+    link = _beside(kept)
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # FAT and some network shares know no links: the caller's rename follows at once
+        path.replace(kept)
+    else:
+        link.replace(kept)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -82,20 +143,28 @@ def load(path: Path) -> dict[str, Any]:
             fix="plain weights are loaded with model.weights=PATH",
         )
     if state["format"] != FORMAT:
-        raise CheckpointError(
-            f"checkpoint format {state['format']} is not known to this version",
-            where=path,
-            expected=f"format {FORMAT}",
-            fix="use the segtrain version that wrote it: its versions are inside the file",
-        )
+        raise _other_format(state, path)
     if digest(state) != state["sha256"]:
         raise CheckpointError(
             "checkpoint damaged: its content does not match its SHA-256 digest",
             where=path,
             expected=str(state["sha256"]),
-            fix="use another checkpoint of the run (best.pt, last.pt)",
+            fix=f"use another checkpoint of the run ({LAST}, {PREVIOUS}, {BEST})",
         )
     return state
+
+
+def _other_format(state: Mapping[str, Any], path: Path) -> CheckpointError:
+    found, versions = state["format"], state.get("versions")
+    writer = versions.get("segtrain") if isinstance(versions, dict) else None
+    newer = isinstance(found, int) and found > FORMAT
+    named = f"segtrain {writer}" if writer else "a segtrain version that it does not name"
+    return CheckpointError(
+        f"checkpoint format {found!r}, written by {named}, is {'newer than' if newer else 'unknown to'} this version",
+        where=path,
+        expected=f"format {FORMAT}",
+        fix=f"use {named if writer else 'the version that wrote it'}" + (" or a newer one" if newer else ""),
+    )
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -104,9 +173,9 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, unreadable, or holding more than plain data and tensors.
     """
-    if not path.is_file():
-        raise CheckpointError("no such file", where=path, fix="give the path of a .pt or .pth file")
     try:
+        if not path.is_file():
+            raise CheckpointError("no such file", where=path, fix="give the path of a .pt or .pth file")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -114,6 +183,10 @@ def read(path: Path) -> dict[str, Any]:
             where=path,
             expected="tensors, numbers, strings, lists and dicts only; objects could run code when loaded",
             fix="save model.state_dict() rather than the model, or fetch the file again if it should be one",
+        ) from error
+    except PermissionError as error:
+        raise CheckpointError(
+            f"the file cannot be read: {error.strerror}", where=path, fix="give this user the right to read it"
         ) from error
     except _DAMAGE as error:
         raise CheckpointError(

@@ -22,6 +22,9 @@ SAFE = (
     "model.weights",
     "data.root",
     "data.num_workers",
+    "data.prefetch",
+    "data.cache",
+    "data.cache_dir",
     "data.download",
     "data.scan",
     "trainer.epochs",
@@ -34,6 +37,9 @@ SAFE = (
     "trainer.log_every",
     "trainer.samples",
     "trainer.tensorboard",
+    "trainer.forecast",
+    "trainer.profile",
+    "trainer.val_loss",
     "trainer.resume",
     "trainer.resume_allow",
 )
@@ -84,16 +90,28 @@ def goes_on_in(resume: str | None, folder: Path | None) -> bool:
 
 
 def newest_whole(run: Path, say: Say) -> Path | None:
-    """The newest checkpoint of a run that loads and matches its digest; damaged ones are named."""
-    found = sorted((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in found:
-        try:
-            checkpoint.load(path)
-        except CheckpointError as error:
-            say(f"warning: {path} cannot be used ({error.found}); trying the one before it")
-            continue
-        return path
-    return None
+    """The newest checkpoint of a run that loads and matches its digest; damaged ones are named.
+
+    That is `last.pt`; where it is damaged or missing, whichever of `previous.pt` and `best.pt` came further. File times
+    say nothing here: a copied folder or a clock set back has them in any order.
+    """
+    checkpoints = run / "checkpoints"
+    if _whole(checkpoints / checkpoint.LAST, say) is not None:
+        return checkpoints / checkpoint.LAST
+    others = [checkpoints / name for name in (checkpoint.PREVIOUS, checkpoint.BEST)]
+    whole = {path: state for path in others if (state := _whole(path, say)) is not None}
+    return max(whole, key=lambda path: (whole[path]["samples_seen"], whole[path]["epoch"]), default=None)
+
+
+def _whole(path: Path, say: Say) -> Plain | None:
+    """The checkpoint, or None where there is none that can be used."""
+    if not path.exists():
+        return None
+    try:
+        return checkpoint.load(path)
+    except CheckpointError as error:
+        say(f"warning: {path} cannot be used ({error.found}); trying the one before it")
+        return None
 
 
 def unfinished_runs(name: str, cfg: DictConfig) -> Iterator[Path]:
@@ -146,18 +164,21 @@ def refuse_changes(cfg: DictConfig, state: Mapping[str, Any], allow: list[str], 
 def bring_best(source: Path, state: Plain, checkpoints: Path, say: Say) -> Plain:
     """Sees to it that `best.pt` of the run gone on from is in `checkpoints`; returns the state to go on from.
 
-    Where the best epoch's file is not beside `source`, the best is forgotten: a score without its file is of no use.
+    A `source` written at the end of the best epoch is the best itself: a run killed before it wrote `best.pt` has it
+    there. Where neither is the best epoch's, the best is forgotten: a score without its file is of no use.
     """
-    best, wanted = source.parent / "best.pt", state["best"]
+    best, wanted = source.parent / checkpoint.BEST, state["best"]
     if wanted is None:
         return state
-    if best.is_file():
-        theirs = checkpoint.load(best)
-        same_model = theirs["config"]["model"] == state["config"]["model"]
-        if same_model and theirs["best"]["step"] == wanted["step"]:
-            if source.parent.resolve() != checkpoints.resolve():
-                checkpoint.write_atomically(checkpoints / "best.pt", best.read_bytes())
-            return state
+    theirs = _whole(best, say)
+    same_model = theirs is not None and theirs["config"]["model"] == state["config"]["model"]
+    found = best if same_model and theirs is not None and theirs["best"]["step"] == wanted["step"] else None
+    if found is None and wanted["epoch"] == state["epoch"] and state["samples_seen"] == state["epoch_start"]:
+        found = source
+    if found is not None:
+        if found.resolve() != (checkpoints / checkpoint.BEST).resolve():
+            checkpoint.write_atomically(checkpoints / checkpoint.BEST, found.read_bytes(), read_back=True)
+        return state
     say(f"note     {best} is not the best epoch's checkpoint (step {wanted['step']}): the best is chosen anew")
     return {**state, "best": None}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from segtrain import distributed
 from segtrain.checkpoint import remove_leftovers, write_atomically
 from segtrain.composition import run_id
 from segtrain.errors import ConfigError
+from segtrain.lock import FolderLock
 
 
 class RunFolder:
@@ -64,10 +66,31 @@ class RunFolder:
             self.path = Path("outputs") / self.command / name / run_id()
         return self.path
 
+    @contextlib.contextmanager
+    def held(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Keeps every other run out of the chosen folder while entered; of several ranks the first does so for all.
+
+        Raises:
+            ConfigError: another run is in it.
+        """
+        assert self.path is not None
+        if not distributed.is_main():
+            yield
+            return
+        with contextlib.ExitStack() as until_the_end:
+            command = self.command_line(self.command, *self.overrides)
+            try:
+                until_the_end.enter_context(FolderLock(self.path, command=command, say=say))
+            except ConfigError:
+                self.path = None  # so that `keep_error` leaves nothing in the other run's folder
+                raise
+            yield
+
     def describe(self, cfg: DictConfig, versions: dict[str, str], device: str) -> None:
         """Writes `config.yaml`, `overrides.txt` and `env.json`, and sweeps away what a killed run left half-written."""
         assert self.path is not None
-        remove_leftovers(self.path / "checkpoints")
+        for place in (self.path, self.path / "checkpoints"):
+            remove_leftovers(place)
         # Unresolved, so that a value taken from the environment stays a reference and is not written down.
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(cfg).encode())
         lines = "".join(f"{override}\n" for override in self.overrides)
@@ -84,7 +107,7 @@ class RunFolder:
 
     def keep_error(self, text: str) -> None:
         """Leaves the error beside what the run wrote, if it came that far; a sweep's console scrolls away."""
-        if self.path is not None and self.path.is_dir() and os.environ.get("RANK", "0") == "0":
+        if self.path is not None and self.path.is_dir() and distributed.is_main():
             try:
                 (self.path / "error.txt").write_text(text + "\n", encoding="utf-8")
             except OSError as error:  # a full disk may be the very thing to report, and the console has it

@@ -1,11 +1,12 @@
 """What a run says: the console, `train.log`, `metrics.jsonl`, `metrics.json` and TensorBoard.
 
 `Tracker` says nothing and is what every rank but the first gets; `RunTracker` writes into one run folder. Monitoring
-never stops a run: if TensorBoard fails, one warning is printed and training goes on without it.
+never stops a run: if TensorBoard, `train.log` or `metrics.jsonl` fails, one warning is printed and training goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -39,11 +40,14 @@ def _speak(text: str, *, above_bars: bool = False) -> None:
         else:
             sys.stdout.write(text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # As after `| head -1`: the work goes on, and whoever prints after this, Python's last flush too, to nowhere.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+        if not isinstance(error, BrokenPipeError):  # as a full disk under `> file`, which somebody wants to know
+            with contextlib.suppress(OSError):  # the same disk
+                sys.stderr.write(f"warning: standard output cannot be written ({error.strerror}); the run goes on\n")
 
 
 class Bar(Protocol):
@@ -127,6 +131,7 @@ class RunTracker(Tracker):
         self.history = folder / "metrics.jsonl"
         self.live = sys.stdout.isatty()
         self.writer: Any = None
+        self.failed: set[Path] = set()  # files whose failure has been told
         folder.mkdir(parents=True, exist_ok=True)
         if tensorboard:
             self._open_tensorboard(None if purge_after is None else purge_after + 1)
@@ -140,9 +145,7 @@ class RunTracker(Tracker):
         self.note(text)
 
     def note(self, text: str) -> None:
-        # A file name that is no UTF-8 keeps its bytes as \udcXX, which UTF-8 cannot hold.
-        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
+        self._append(self.log, text)
 
     def bar(self, total: int, name: str) -> Bar:
         return tqdm(total=total, desc=name, disable=not self.live, leave=False, dynamic_ncols=True)
@@ -156,8 +159,7 @@ class RunTracker(Tracker):
         step, scores = record["step"], record["val"]
         # The matrix is in `metrics.json`, and not in the history that a resumed run writes these lines from.
         short = {**record, "val": {name: score for name, score in scores.items() if name != "confusion"}}
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(short)) + "\n")
+        self._append(self.history, json.dumps(plain(short)))
         curves = {f"val/{k}": v for k, v in scores.items() if isinstance(v, float)}
         curves |= {f"val/iou/{name}": v for name, v in scores.get("iou", {}).items()}
         self.scalars(step, {**curves, "epoch": float(record["epoch"])})
@@ -197,6 +199,17 @@ class RunTracker(Tracker):
             self._write(lambda w: w.add_hparams(flat, {f"best/{monitor}": score}, run_name="."))
         self._write(lambda w: w.close())
         self.writer = None
+
+    def _append(self, path: Path, line: str) -> None:
+        """One more line; a file that cannot be written, as on a full disk, costs one warning."""
+        try:
+            # A file name that is no UTF-8 keeps its bytes as \udcXX, which UTF-8 cannot hold.
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            if path not in self.failed:
+                self.failed.add(path)
+                _speak(f"warning: {path} cannot be written ({error.strerror}); the run goes on, some lines are lost")
 
     def _open_tensorboard(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # two seconds of imports that only training needs

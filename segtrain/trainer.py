@@ -290,7 +290,6 @@ class Trainer:
             return
         number = self.stop.received or 15
         self.tracker.say("stopping after this step (Ctrl-C again to stop now)")
-        self.guard.check()
         self.save("last.pt")
         raise Interrupted(
             f"stopped by signal {number}; saved step {self.step} (epoch {self.epoch + 1})",
@@ -298,14 +297,15 @@ class Trainer:
             fix=self.resume_hint,
         )
 
-    def save(self, name: str) -> None:
-        """Writes the whole state to `checkpoints/<name>`; every rank takes part, the first one writes."""
+    def save(self, *names: str) -> None:
+        """Writes the whole state to `checkpoints/<name>` for each name; every rank takes part, the first one writes."""
         self.guard.check()
         self.guard.check_weights(self.model)
         self.tracker.flush()  # a resumed run draws no point from before its checkpoint again
         state = {**self.about, **self.state(), "rng": distributed.gather(rng_state(self.device))}
         if distributed.is_main():
-            checkpoint.save(self.checkpoints / name, state)
+            first, *more = (self.checkpoints / name for name in names)
+            checkpoint.save(first, state, *more)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs beside its config, the random numbers' state excepted."""

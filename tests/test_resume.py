@@ -296,7 +296,7 @@ def test_a_killed_run_has_its_last_saved_step(story: dict[str, Any]) -> None:
 def test_a_second_ctrl_c_stops_at_once_and_leaves_no_torn_file(story: dict[str, Any]) -> None:
     assert story["twice"].returncode == 130
     assert "stopped at once" in story["twice"].stderr
-    assert story["files"] == ["best.pt", "last.pt"]
+    assert story["files"] == ["best.pt", "last.pt", "previous.pt"]
     assert story["after"] == 3 * STEPS + 1
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from segtrain import checkpoint
-from segtrain.errors import CheckpointError
+from segtrain.errors import CheckpointError, ConfigError
 from segtrain.experiment import build, compose
+from segtrain.resuming import refuse_changes
 
 SIZES = ("data.limit=8", "data.batch_size=2", "trainer.max_steps=null", "trainer.log_every=1")
 Door = Callable[..., Any]
@@ -116,6 +118,49 @@ def test_another_network_or_optimizer_is_never_allowed(again: Door, change: str)
     assert done.code == 2
     assert "start a new run with model.weights=PATH" in done.err
     assert "resume_allow" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("key", "mine"),
+    [
+        ("data.num_workers", 3),
+        ("data.prefetch", 5),
+        ("data.cache", "ram"),
+        ("data.cache_dir", "elsewhere"),
+        ("trainer.forecast", False),
+        ("trainer.profile", True),
+        ("trainer.val_loss", False),
+        ("trainer.save_every", 9),
+    ],
+)
+def test_what_changes_no_weight_may_change_and_is_said(key: str, mine: object) -> None:
+    group, leaf = key.split(".")
+    said: list[str] = []
+    assert refuse_changes(OmegaConf.create({group: {leaf: mine}}), {"config": {group: {}}}, [], said.append) == [key]
+    assert said == [f"changed  {key}: None -> {mine}"]
+
+
+@pytest.mark.parametrize("key", ["data.batch_size", "data.effective_batch", "trainer.seed", "trainer.accumulate"])
+def test_what_changes_the_training_must_be_allowed_by_name(key: str) -> None:
+    group, leaf = key.split(".")
+    cfg, state = OmegaConf.create({group: {leaf: 2}}), {"config": {group: {leaf: 1}}}
+    with pytest.raises(ConfigError, match=key) as caught:
+        refuse_changes(cfg, state, [], print)
+    assert caught.value.code == 2
+    assert f"trainer.resume_allow=[{key}]" in str(caught.value.fix)
+    assert refuse_changes(cfg, state, [key], print) == [key]
+
+
+def test_another_number_of_processes_goes_on_at_the_same_sample_and_says_what_is_not_exact(
+    finished: Path, tmp_path: Path, fast: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As two processes with half the batch each would have left it in their third epoch."""
+    state = checkpoint.load(finished / "checkpoints" / "last.pt")
+    state.update(rng=state["rng"] * 2, samples_seen=20, step=10)
+    runner = build(compose([*fast, *SIZES, "trainer.epochs=4"]), folder=tmp_path, resume=state)
+    said = capsys.readouterr().out
+    assert "was written by 2 processes, now there are 1: sample order goes on, dropout is not exact" in said
+    assert (runner.step, runner.samples_seen, runner.step_in_epoch()) == (10, 20, 2)
 
 
 def test_a_state_of_another_network_is_a_checkpoint_error(finished: Path, tmp_path: Path, fast: list[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,139 @@ def test_a_writer_that_fails_is_given_up_after_one_warning(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert said.count("TensorBoard stopped") == 1
     assert "No space left on device" in said
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from segtrain.tracking import RunTracker
+tracker = RunTracker(Path("run"), tensorboard=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for step in range(1, 2000):
+    tracker.scalars(step, {"train/loss": 1 / step})
+    if step % 100 == 0:
+        tracker.flush()
+tracker.finish({"miou": 0.5}, {"lr": 0.1}, "miou")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
+def test_a_disk_full_of_curves_costs_one_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("warning: TensorBoard stopped") == 1
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_on_a_full_disk_costs_one_warning_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train.log", "metrics.jsonl"):
+        (tmp_path / name).symlink_to("/dev/full")
+    tracker = RunTracker(tmp_path)
+    for text in ("one", "two"):
+        tracker.say(text)
+    use(tracker)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "one"
+    assert said[2] == "two"
+    for name in ("train.log", "metrics.jsonl"):
+        full = f"warning: {tmp_path / name} cannot be written (No space left on device)"
+        assert len([line for line in said if line.startswith(full)]) == 1
+    assert json.loads((tmp_path / "metrics.json").read_text())["miou"] == 0.5
+
+
+def run_limited(folder: Path, bytes_per_file: int) -> subprocess.CompletedProcess[str]:
+    """A whole run that may not make any file longer."""
+    code = (
+        "import resource, sys; from segtrain.__main__ import run; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_per_file}, {bytes_per_file})); sys.exit(run(sys.argv[1:]))"
+    )
+    small = ["debug=fast", "model.base_channels=4", "model.depth=2", "data.size=32", "data.crop_size=32"]
+    options = ["trainer.device=cpu", "trainer.tensorboard=false", "trainer.samples=0", "hydra.run.dir=run"]
+    return subprocess.run(
+        [sys.executable, "-c", code, *small, *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
+def test_a_run_ends_well_with_full_logs_and_exits_6_without_room_for_a_checkpoint(tmp_path: Path) -> None:
+    for number, (size, code) in enumerate([(2**20, 0), (30_000, 6)]):
+        folder = tmp_path / str(number)
+        (folder / "run").mkdir(parents=True)
+        for name in ("train.log", "metrics.jsonl"):
+            (folder / "run" / name).write_text("x" * (size - 1) + "\n")
+        done = run_limited(folder, size)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stdout.count("train.log cannot be written (File too large)") == 1
+        assert [path.name for path in (folder / "run").rglob("*.pt")] == ([] if code else ["best.pt", "last.pt"])
+    assert "disk full: the file needs" in done.stderr
+    assert "best.pt" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_standard_output_on_a_full_disk_stops_nothing(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", SPEAK, "stay"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert process.returncode == 0
+    assert process.stderr == "warning: standard output cannot be written (No space left on device); the run goes on\n"
+    assert (tmp_path / "run/train.log").read_text(encoding="utf-8").splitlines()[-1] == "last"
+
+
+def test_durations_do_not_follow_a_clock_that_is_set_back(
+    door: Any, tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(range(2_000_000_000, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(times)))
+    done = door(*fast, "trainer.tensorboard=true", "trainer.epochs=2", "trainer.max_steps=null", "hydra.run.dir=run")
+    monkeypatch.undo()
+    assert done.code == 0, done.err
+    for line in lines(tmp_path / "run"):
+        assert 0 < line["seconds"] < 600
+        assert line["train_images_per_second"] > 0
+    assert "-1:" not in done.out
+
+
+def test_a_whole_run_outlives_whoever_reads_it(tmp_path: Path) -> None:
+    """As `2>&1 | head -1`: nobody reads standard output or standard error."""
+    small = ["debug=fast", "model.base_channels=4", "model.depth=2", "data.size=32", "data.crop_size=32"]
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segtrain", *small, "trainer.device=cpu", "trainer.samples=0", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=writing,
+        stderr=writing,
+    )
+    os.close(writing)
+    os.read(reading, 10)
+    os.close(reading)
+    assert process.wait(120) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 3
 
 
 def test_curves_are_hidden_after_the_step_that_is_resumed_from(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
             "checkpoints/last.pt", "trainer.resume=auto goes on with it; hydra.run.dir=DIR names another folder"
         )
     found = resuming.find_checkpoint(options.resume, folder, settings.name, cfg, say_early)
-    path = Path(distributed.from_main(str(folder.choose(settings.name))))
+    path = folder.path = Path(distributed.from_main(str(folder.choose(settings.name))))
     state: dict[str, Any] | None = None
     if found is not None:
         state = checkpoint.load(found)
@@ -36,18 +36,33 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
             score = scores[options.monitor]
             say_early(f"the run in {path} is finished: {options.monitor} {'-' if score is None else f'{score:.4f}'}")
             return math.nan if score is None else float(score)
-        if distributed.is_main():
-            state = resuming.bring_best(found, state, path / "checkpoints", say_early)
-        state["best"] = distributed.from_main(state["best"])
+    with folder.held(say_early):
+        return train(cfg, settings, folder, path, found, state)
+
+
+def train(
+    cfg: DictConfig,
+    settings: Settings,
+    folder: RunFolder,
+    path: Path,
+    found: Path | None,
+    state: dict[str, Any] | None,
+) -> float:
+    """Trains in the folder `path` that is ours alone, from the checkpoint `found` with `state` or from the start."""
     if distributed.is_main():
-        folder.describe(cfg, experiment.versions(), options.device)
+        if found is not None and state is not None:
+            state = resuming.bring_best(found, state, path / "checkpoints", say_early)
+        folder.describe(cfg, experiment.versions(), settings.options.device)
         (path / "metrics.json").unlink(missing_ok=True)  # it says that a run is finished
+    if state is not None:
+        state["best"] = distributed.from_main(state["best"])
     trainer = experiment.build(cfg, folder=path, resume=state, resume_hint=folder.resume_line())
     trainer.tracker.text("config", "```yaml\n" + OmegaConf.to_yaml(cfg) + "\n```")
     best = trainer.fit()
     close(trainer, folder, best, settings.allow)
-    trainer.tracker.finish(trainer.summary(), resuming.flat(settings.tree), options.monitor)
-    return float(best[options.monitor])
+    monitor = settings.options.monitor
+    trainer.tracker.finish(trainer.summary(), resuming.flat(settings.tree), monitor)
+    return float(best[monitor])
 
 
 def goal(cfg: DictConfig) -> tuple[str, bool]:
