@@ -96,8 +96,9 @@ def color_matrix(mean: np.ndarray, brightness: float, contrast: float, saturatio
 
 
 def mean_color(image: np.ndarray) -> np.ndarray:
-    """The mean (C,) float64 of an image (H, W, C)."""
-    return np.array(cv2.mean(image)[: image.shape[2]])
+    """The mean (C,) float64 of an image (H, W, C), of large ones of at least 128 evenly spaced rows."""
+    # The pivot of a contrast that is random anyhow: off by a fraction of a gray level, and several times faster.
+    return np.array(cv2.mean(image[:: max(1, image.shape[0] // 128)])[: image.shape[2]])
 
 
 def chained(first: np.ndarray | None, then: np.ndarray) -> np.ndarray:

@@ -126,6 +126,14 @@ def test_alone_in_a_compose_it_applies_its_matrix(shape: tuple[int, int], channe
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 5, 1), (100, 40, 3), (700, 300, 3)])
+def test_the_mean_is_the_mean_of_the_pixels(shape: tuple[int, int, int]) -> None:
+    image = cv2.resize(RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8), shape[1::-1])[..., : shape[2]]
+    image[: shape[0] // 3] = (124, 116, 104)[: shape[2]]  # as padding
+    mean, exactly = mean_color(np.ascontiguousarray(image)), image.mean((0, 1), dtype=float)
+    assert np.abs(mean - exactly).max() < (1e-9 if shape[0] < 256 else 1.0)
+
+
 def test_grey_images_ignore_saturation_and_hue() -> None:
     mean = np.array([80.0])
     assert np.allclose(color_matrix(mean, 1.2, 0.5, 3.0, 0.4), [[0.6, 1.2 * 0.5 * 80]])

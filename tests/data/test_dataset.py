@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,60 @@ def test_files_by_stem_takes_images_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two files share the name 'a'") as caught:
         files_by_stem(tmp_path.iterdir(), tmp_path)
     assert caught.value.where == f"{tmp_path}/a.jpg\n{tmp_path}/a.png"
+
+
+# What a cache may take the place of, and what the loader takes --------------------------------------------------------
+
+
+class Deferring:
+    """Hands a matrix on; finished, it is applied."""
+
+    def __call__(self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int]) -> Any:
+        return image // 2, target
+
+    def unfinished(self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int]) -> Any:
+        return image, target, np.eye(3, 4) * 0.5 + seed[1]
+
+
+def test_a_source_of_decoded_samples_takes_the_place_of_the_files(three: Path) -> None:
+    dataset = listed(three)
+    image, target = np.full((2, 3, 3), 7, np.uint8), np.ones((2, 3), np.uint8)
+    dataset.source = lambda index: (image + np.uint8(index), target)
+    assert (dataset[2][0] == 9).all()
+    assert (dataset.unfinished((4, 1))[0] == 8).all()
+    assert dataset[2][2].name == "b"
+
+
+def test_labels_are_counted_from_the_masks_or_by_whoever_knows_them(three: Path) -> None:
+    dataset = listed(three)
+    assert [dataset.count_labels(i)[:2].tolist() for i in range(3)] == [[54, 0], [0, 54], [54, 0]]
+    assert dataset.count_labels(0).shape == (256,)
+    assert dataset.count_labels(0).dtype == np.int64
+    dataset.label_counts = lambda index: np.full(256, index)
+    assert dataset.count_labels(2).sum() == 512
+
+
+def test_a_dataset_survives_pickling_with_its_source(three: Path) -> None:
+    again = pickle.loads(pickle.dumps(listed(three)))
+    assert again.source.__self__ is again
+    assert np.array_equal(again[1][0], listed(three)[1][0])
+    assert again.count_labels(1)[1] == 54
+
+
+def test_the_loader_gets_samples_unfinished_and_people_get_them_finished(three: Path, picture: np.ndarray) -> None:
+    dataset = listed(three, transform=Deferring())
+    image, target, record, color, load_seconds, augment_seconds = dataset.unfinished((5, 0))
+    assert np.array_equal(image, picture)
+    assert (target.shape, record.name) == ((6, 9), "c")
+    assert color is not None
+    assert color[0].tolist() == [5.5, 5.0, 5.0, 5.0]
+    assert load_seconds > 0
+    assert augment_seconds >= 0
+    assert np.array_equal(dataset[(5, 0)][0], picture // 2)
+
+
+def test_a_plain_function_or_no_transform_leaves_no_color_to_change(three: Path) -> None:
+    assert listed(three).unfinished(0)[3] is None
+    doubled = listed(three, transform=lambda image, target, seed: (image[:2], target[:2])).unfinished(0)
+    assert doubled[0].shape == (2, 9, 3)
+    assert doubled[3] is None

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from segtrain.data.loader import EvalLoader, TrainLoader, dead_workers_reported
+from segtrain.data.loader import EvalLoader, TrainLoader, _raising, dead_workers_reported
 from segtrain.data.shapes import Shapes
+from segtrain.data.workers import _say_unless_hung_up
 from segtrain.errors import DataError, ResourceError
 from segtrain.types import Record
 
@@ -291,3 +297,104 @@ def test_augmented_samples_do_not_depend_on_workers() -> None:
 
     for mine, theirs in zip(batches(0), batches(2), strict=True):
         assert torch.equal(mine, theirs)
+
+
+# Colors and seconds ---------------------------------------------------------------------------------------------------
+
+
+class Tinted:
+    """Hands on a matrix for samples of odd number, and none for the others."""
+
+    def __call__(self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int]) -> Any:
+        raise AssertionError("the loader takes samples unfinished")
+
+    def unfinished(self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int]) -> Any:
+        return image, target, np.full((3, 4), float(seed[2])) if seed[2] % 2 else None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_carries_each_samples_color_and_the_time_it_took(workers: int) -> None:
+    data = Shapes(split="train", size=16, limit=8, classes=SHAPES, transform=Tinted())
+    for step in TrainLoader(data, batch_size=4, num_workers=workers).steps(0):
+        (batch,) = step
+        assert batch.color is not None
+        assert batch.color.dtype == torch.float32
+        for index, color in zip(batch.index.tolist(), batch.color, strict=True):
+            assert torch.equal(color, torch.full((3, 4), float(index)) if index % 2 else torch.eye(3, 4))
+        assert batch.load_seconds > 0
+        assert batch.augment_seconds > 0
+
+
+def test_batches_without_colors_have_none() -> None:
+    (batch, *_) = next(iter(TrainLoader(Numbered(4), batch_size=2, num_workers=0).steps(0)))
+    assert batch.color is None
+    assert batch.image.dtype == torch.uint8
+    assert batch.image.shape == (2, 4, 6, 3)
+
+
+class Doubling(Shapes):
+    """Changes samples by its own `__getitem__`."""
+
+    def __getitem__(self, key: Any) -> Any:
+        image, target, record = super().__getitem__(key)
+        return np.full_like(image, 200), target, record
+
+
+def test_a_subclass_that_changes_its_samples_is_heeded() -> None:
+    data = Doubling(split="train", size=16, limit=4, classes=SHAPES)
+    (batch, *_) = next(iter(TrainLoader(data, batch_size=2, num_workers=0).steps(0)))
+    assert (batch.image == 200).all()
+
+
+# Workers --------------------------------------------------------------------------------------------------------------
+
+
+class Threads(Numbered):
+    """The number of threads of OpenCV and torch, and whether the worker speaks where it is hung up on."""
+
+    def __getitem__(self, key: Any) -> Any:
+        image, target, record = super().__getitem__(key)
+        image[:] = [cv2.getNumThreads(), torch.get_num_threads(), sys.excepthook is _say_unless_hung_up]
+        return image, target, record
+
+
+def test_each_worker_is_one_thread_and_prefetches_what_it_is_told() -> None:
+    loader = TrainLoader(Threads(4), batch_size=2, num_workers=1, prefetch=5)
+    (batch,) = next(iter(loader.steps(0)))
+    assert batch.image[0, 0, 0].tolist() == [1, 1, 1]
+    assert loader.loader.prefetch_factor == 5
+    assert loader.loader.persistent_workers
+    assert TrainLoader(Threads(4), batch_size=2, num_workers=0, prefetch=5).loader.prefetch_factor is None
+
+
+def test_a_worker_says_nothing_of_a_main_process_that_hangs_up(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (ConnectionResetError(104, "Connection reset by peer"), EOFError(), BrokenPipeError()):
+        _say_unless_hung_up(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    _say_unless_hung_up(ValueError, ValueError("a bug"), None)
+    assert "ValueError: a bug" in capsys.readouterr().err
+
+
+class Broken:
+    """A loader whose worker's connection breaks off in the middle of a batch."""
+
+    def __init__(self, *workers: multiprocessing.Process) -> None:
+        self._iterator = SimpleNamespace(_workers=workers)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fork")
+def test_a_connection_that_breaks_off_is_a_death_only_where_a_worker_is_dead() -> None:
+    context: Any = multiprocessing.get_context("fork")
+    dead, alive = context.Process(target=os._exit, args=(9,)), context.Process(target=time.sleep, args=(60,))
+    dead.start()
+    alive.start()
+    try:
+        with pytest.raises(ResourceError, match="a data worker died"):
+            list(_raising(Broken(alive, dead)))  # type: ignore[arg-type]
+        with pytest.raises(ConnectionResetError):
+            list(_raising(Broken(alive)))  # type: ignore[arg-type]
+    finally:
+        alive.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 from typing import Any
 
 import albumentations as A
@@ -13,8 +14,9 @@ import pytest
 from albumentations.core.transforms_interface import DualTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
 
-from segtrain.data.transforms import FILL, Fit, RandomScaleCrop, SegmentationTransform
+from segtrain.data.transforms import FILL, Fit, RandomScaleCrop, SegmentationTransform, Span
 from segtrain.errors import ConfigError, DataError
 from segtrain.experiment import build_dataset, compose
 
@@ -138,6 +140,31 @@ def test_a_transform_that_invents_labels_is_named() -> None:
         SegmentationTransform({"odd": Floating(p=1.0)})(IMAGE, BLOCKS, (0, 0, 0))
 
 
+def test_the_fault_is_named_whatever_comes_after_it_and_however_rare() -> None:
+    """Labels are compared once per sample, and a sixteenth of the pixels first."""
+    target = np.zeros((24, 32), np.uint8)
+    target[5, 6] = 9  # one pixel that is not in the sixteenth
+    steps = SegmentationTransform({"flip": A.HorizontalFlip(p=1.0), "odd": Inventing(p=1.0), "late": A.D4(p=1.0)})
+    with pytest.raises(DataError, match=r"transforms\.odd invented the labels 1, 10"):
+        steps(IMAGE, target, (0, 0, 0))
+    assert 9 in SegmentationTransform({"late": A.D4(p=1.0)})(IMAGE, target, (0, 0, 0))[1]
+
+
+class Moody(Inventing):
+    """Invents a label the first time alone."""
+
+    calls = 0
+
+    def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
+        self.calls += 1
+        return mask + np.uint8(self.calls == 1)
+
+
+def test_a_fault_that_does_not_come_again_is_still_a_fault() -> None:
+    with pytest.raises(DataError, match=r"invented labels: one of flip, moody"):
+        SegmentationTransform({"flip": A.HorizontalFlip(p=1.0), "moody": Moody(p=1.0)})(IMAGE, BLOCKS, (0, 0, 0))
+
+
 def test_what_is_no_transform_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"augment\.transforms\.crop is a dict"):
         SegmentationTransform({"crop": {"size": 3}})
@@ -204,6 +231,131 @@ def test_padding_and_cuts_lie_anywhere(draws: list[dict[str, float]]) -> None:
         assert len(shares) >= 50
         counts, _ = np.histogram(np.clip(shares, 0, 0.999), bins=4, range=(0, 1))
         assert ((counts - len(shares) / 4) ** 2 / (len(shares) / 4)).sum() < 16.3  # 3 degrees of freedom, p = 0.001
+
+
+# Cropped first, scaled after: against scaling the whole image ---------------------------------------------------------
+
+
+def plainly(image: np.ndarray, target: np.ndarray, size: tuple[int, int], scales: list[float], seed: int) -> Any:
+    """Scale, pad, crop, in this order, with the same random numbers: (image, target, where it is not padding)."""
+    rng = drawing(seed)
+    scale = rng.uniform(*scales)
+    scaled = [max(1, round(length * scale)) for length in target.shape]
+    offset = [
+        rng.randint(min(0, side - length), max(0, side - length)) for side, length in zip(size, scaled, strict=True)
+    ]
+    out = np.empty((*size, image.shape[2]), image.dtype)
+    out[:] = FILL[: image.shape[2]]
+    labels, inside = np.full(size, 255, np.uint8), np.zeros(size, bool)
+    whole = cv2.resize(image, scaled[::-1], interpolation=cv2.INTER_LINEAR).reshape(*scaled, -1)
+    whole_labels = cv2.resize(target, scaled[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    place = tuple(slice(max(0, at), min(side, at + n)) for at, side, n in zip(offset, size, scaled, strict=True))
+    source = tuple(slice(p.start - at, p.stop - at) for p, at in zip(place, offset, strict=True))
+    out[place], labels[place], inside[place] = whole[source], whole_labels[source], True
+    return out, labels, inside
+
+
+def drawing(seed: int) -> random.Random:
+    return random.Random(int(np.random.default_rng((0, 0, seed)).integers(2**63)))
+
+
+def smooth(height: int, width: int, channels: int, dtype: type) -> np.ndarray:
+    noise = np.random.default_rng(height).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2).reshape(noise.shape).astype(dtype)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_it_shows_what_scaling_the_whole_image_shows(channels: int, dtype: type) -> None:
+    # Sides of prime length: the center of a pixel hardly ever falls on a border, where both sides are as near.
+    image = smooth(79, 101, channels, dtype)
+    blocks = np.random.default_rng(2).integers(0, 9, (15, 20), dtype=np.uint8)
+    target = cv2.resize(blocks, (101, 79), interpolation=cv2.INTER_NEAREST)
+    step = transform(RandomScaleCrop(size=[61, 64], scale_range=[0.4, 3.0]))
+    differing, distances = [], []
+    for seed in range(150):
+        out, labels = step(image, target, (0, 0, seed))
+        expected, expected_labels, inside = plainly(image, target, (61, 64), [0.4, 3.0], seed)
+        assert np.array_equal(out[~inside], expected[~inside])
+        assert np.array_equal(labels == 255, ~inside)
+        differing.append(np.mean(labels != expected_labels))
+        assert within_one_pixel(labels, expected_labels)
+        distances.append(np.abs(out.astype(float) - expected)[inside].mean())
+    assert max(differing) < 0.005
+    # A twentieth of a pixel at the very most; the image's steps from pixel to pixel are about 10.
+    assert np.mean(distances) < 0.4
+    assert max(distances) < 1.5
+
+
+def within_one_pixel(labels: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether each label inside the outer ring is that of a neighbor, or of the pixel itself."""
+    height, width = expected.shape
+    near = [expected[y : y + height - 2, x : x + width - 2] for y in range(3) for x in range(3)]
+    return bool(np.any([labels[1:-1, 1:-1] == one for one in near], axis=0).all())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    length=st.integers(1, 3000),
+    scale=st.one_of(st.floats(0.01, 8.0), st.sampled_from([0.5, 1.0, 1.001, 0.999, 1.5, 2.0, 1 / 3])),
+    side=st.integers(1, 1000),
+    where=st.floats(0, 1),
+)
+def test_a_span_covers_its_crop_and_is_hardly_shifted(length: int, scale: float, side: int, where: float) -> None:
+    scaled = max(1, round(length * scale))
+    count = min(side, scaled)
+    start = round(where * (scaled - count))
+    span = Span.of(length, scaled, start, count)
+    assert 0 <= span.first < span.last <= length
+    assert span.skip >= 0
+    assert round((span.last - span.first) * span.scale) >= span.skip + count
+    if scaled == length:
+        assert (span.first, span.last, span.skip) == (start, start + count, 0)
+        return
+    # Where the first and the last point kept lie in the source: from the window, and from the whole.
+    mine = span.first + (span.skip + np.array([0, count - 1]) + 0.5) / span.scale - 0.5
+    whole = (start + np.array([0, count - 1]) + 0.5) / span.scale - 0.5
+    assert np.abs(mine - whole).max() * span.scale <= 0.05 + 1e-6
+    # Both neighbors of every point are in the window, or beyond the image itself.
+    assert span.first <= max(0, math.floor(mine[0]))
+    assert span.last - 1 >= min(length - 1, math.ceil(mine[1]))
+    nearest = span.nearest()
+    assert nearest.min() >= 0
+    assert nearest.max() < length
+    assert np.abs(nearest - (start + np.arange(count) + 0.5) / span.scale + 0.5).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (13, 1), (2, 3), (37, 5)])
+@pytest.mark.parametrize("scales", [[0.01, 0.02], [0.3, 1.0], [1.0, 1.0], [7.0, 30.0]])
+def test_tiny_images_and_extreme_scales_give_the_plain_result(
+    channels: int, dtype: type, shape: tuple[int, int], scales: list[float]
+) -> None:
+    image = np.full((*shape, channels), 77, dtype)
+    target = np.full(shape, 3, np.uint8)
+    for seed in range(8):
+        out, labels = transform(RandomScaleCrop(size=[8, 11], scale_range=scales))(image, target, (0, 0, seed))
+        expected, expected_labels, _ = plainly(image, target, (8, 11), scales, seed)
+        assert np.array_equal(labels, expected_labels)
+        assert np.allclose(out, expected, atol=1e-3)
+
+
+def test_windows_and_class_shares_are_distributed_as_plainly() -> None:
+    """The same laws from other random numbers, so that the two could not agree sample by sample."""
+    image, target = smooth(50, 70, 3, np.uint8), np.zeros((50, 70), np.uint8)
+    target[:, 20:], target[30:, 40:] = 1, 2
+    step = transform(RandomScaleCrop(size=48, scale_range=[0.5, 2.0]))
+    mine = [shares(step(image, target, (0, 0, seed))[1]) for seed in range(500)]
+    theirs = [shares(plainly(image, target, (48, 48), [0.5, 2.0], seed)[1]) for seed in range(1000, 1500)]
+    for one, other in zip(np.transpose(mine), np.transpose(theirs), strict=True):
+        assert ks_2samp(one, other).pvalue > 0.001
+
+
+def shares(labels: np.ndarray) -> list[float]:
+    """Shares of classes 0, 1, 2 and padding, and the row and column of the first labelled pixel."""
+    inside = np.argwhere(labels != 255)[0]
+    return [*(float(np.mean(labels == value)) for value in (0, 1, 2, 255)), *map(float, inside)]
 
 
 def test_scale_one_and_own_size_change_nothing() -> None:
