@@ -5,17 +5,88 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from segtrain import distributed
 from segtrain.errors import NonFiniteError, listed
-from segtrain.types import Batch
+from segtrain.types import Batch, PositiveInt
 
 MAX_SKIPPED = 20
 """With `skip`: steps in a row that may be left out before the run stops after all."""
+
+
+MAX_SCALER_SKIPS = 50
+"""Updates in a row that an fp16 loss scaler may leave out: from its 65536, halved each time, it is at 1 after 16."""
+
+
+class Scaler(Protocol):
+    """As much of `torch.amp.GradScaler` as is watched."""
+
+    def is_enabled(self) -> bool:
+        """Whether it scales at all."""
+
+    def get_scale(self) -> float:
+        """The factor now; reading it makes the host wait for the device."""
+
+
+class ScalerGuard:
+    """Stops a run whose fp16 loss scaler leaves out every update, which would train nothing and never end.
+
+    A scaler halves its scale with each update that it leaves out, and raises it again no sooner than after 2000 good
+    ones, so that two readings of the scale tell how many were left out between them: nothing is read in the steps
+    themselves. Call `check` at log points.
+
+    Args:
+        lr: the learning rate now, for the error.
+        limit: updates left out in a row that stop the run.
+        backoff: the scaler's `backoff_factor`.
+    """
+
+    def __init__(
+        self, scaler: Scaler, *, lr: Callable[[], float], limit: PositiveInt = MAX_SCALER_SKIPS, backoff: float = 0.5
+    ) -> None:
+        self.scaler = scaler
+        self.lr = lr
+        self.limit = limit
+        self.backoff = backoff
+        self.step = 0
+        self.streak = 0
+        self.left_out = 0
+        self.scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+
+    def restart(self, step: int) -> None:
+        """Goes on from a restored scaler, at `step`."""
+        self.step = step
+        self.streak = 0
+        self.scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+
+    def check(self, step: int) -> int:
+        """Updates left out since the last call, of the steps up to `step`, counted from 1.
+
+        Raises:
+            NonFiniteError: `limit` in a row were, or the scale is below 1, where gradients vanish rather than overflow.
+        """
+        if not self.scaler.is_enabled():
+            return 0
+        before, self.scale = self.scale, self.scaler.get_scale()
+        made, self.step = step - self.step, step
+        lost = min(made, round(math.log(before / self.scale) / -math.log(self.backoff))) if self.scale > 0 else made
+        lost = max(lost, 0)
+        self.left_out += lost
+        # Good and bad steps mixed: a streak is only sure to go on where every step was left out.
+        self.streak = self.streak + lost if lost == made else lost
+        if self.streak >= self.limit or self.scale < 1:
+            raise NonFiniteError(
+                f"the fp16 loss scaler left out {self.streak} updates in a row up to step {step} and its scale is "
+                f"{self.scale:.3g} (lr {self.lr():.3g})",
+                expected=f"a scale of at least 1 and fewer than {self.limit} updates left out in a row; the last saved "
+                "checkpoint is from before this step",
+                fix="use trainer.amp=bf16 or off, or lower optimizer.lr",
+            )
+        return lost
 
 
 class FiniteGuard:

@@ -260,7 +260,8 @@ def _environment_values(tree: Any) -> dict[str, str]:
 
 def _refuse_to_write_down(tree: Any, plain: Plain, hidden: dict[str, str]) -> None:
     for key in WRITTEN_DOWN:
-        raw, value = tree, plain
+        raw: Any = tree
+        value: Any = plain
         for part in key.split("."):
             raw, value = (level.get(part) if isinstance(level, dict) else None for level in (raw, value))
         if any(secret in str(value) and secret not in str(raw) for secret in hidden):

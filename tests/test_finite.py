@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from segtrain.errors import NonFiniteError
-from segtrain.finite import MAX_SKIPPED, FiniteGuard
+from segtrain.finite import MAX_SCALER_SKIPS, MAX_SKIPPED, FiniteGuard, ScalerGuard
 from segtrain.loss_sums import LossSums
 from segtrain.types import Batch, Record
 
@@ -102,3 +102,102 @@ def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     with pytest.raises(NonFiniteError, match="hold NaN or infinity") as found:
         watch.check_weights(net)
     assert found.value.where == "bias"
+
+
+# --- the scaler of fp16 ------------------------------------------------------------------------------------------
+
+
+def overflowing(scaler: torch.amp.GradScaler, finite: bool) -> None:
+    """One step of a real scaler with gradients that are finite or not."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    weight.grad = torch.full((1,), 1.0 if finite else math.inf)
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def real_scaler(scale: float = 2.0**16, growth: int = 2000) -> torch.amp.GradScaler:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth)
+    scaler.scale(torch.ones(1))  # makes its tensors
+    return scaler
+
+
+def test_left_out_updates_of_a_real_scaler_are_counted_between_two_readings() -> None:
+    scaler = real_scaler()
+    watch = ScalerGuard(scaler, lr=lambda: 0.1)
+    for finite in (True, False, True, False, False):
+        overflowing(scaler, finite)
+    assert watch.check(5) == 3
+    overflowing(scaler, True)
+    assert watch.check(6) == 0
+    assert watch.left_out == 3
+
+
+def test_a_scale_that_fell_below_one_stops_the_run_and_names_it() -> None:
+    scaler = real_scaler(scale=4.0)
+    watch = ScalerGuard(scaler, lr=lambda: 0.25)
+    overflowing(scaler, False)
+    overflowing(scaler, False)
+    assert watch.check(2) == 2
+    overflowing(scaler, False)
+    with pytest.raises(
+        NonFiniteError, match=r"left out 3 updates in a row up to step 3 and its scale is 0\.5"
+    ) as caught:
+        watch.check(3)
+    assert caught.value.code == 5
+    assert "trainer.amp=bf16" in str(caught.value.fix)
+
+
+def test_updates_left_out_in_a_row_are_limited_and_a_good_one_breaks_the_row() -> None:
+    scaler = real_scaler(scale=2.0**100)
+    watch = ScalerGuard(scaler, lr=lambda: 0.1)
+    step = 0
+    for _ in range(2):  # almost the limit, a good step, almost the limit again
+        for _ in range(MAX_SCALER_SKIPS - 2):
+            overflowing(scaler, False)
+            step += 1
+            watch.check(step)
+        overflowing(scaler, True)
+        step += 1
+        watch.check(step)
+    scaler = real_scaler(scale=2.0**100)
+    watch = ScalerGuard(scaler, lr=lambda: 0.1)
+    for step in range(1, MAX_SCALER_SKIPS + 1):  # read at every tenth step only
+        overflowing(scaler, False)
+        if step % 10 == 0 and step < MAX_SCALER_SKIPS:
+            assert watch.check(step) == 10
+    with pytest.raises(NonFiniteError, match=f"left out {MAX_SCALER_SKIPS} updates in a row"):
+        watch.check(MAX_SCALER_SKIPS)
+
+
+def test_a_restored_scaler_is_watched_from_where_it_stands() -> None:
+    scaler = real_scaler()
+    watch = ScalerGuard(scaler, lr=lambda: 0.1)
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 4.0})
+    watch.restart(100)
+    assert watch.check(110) == 0
+    overflowing(scaler, False)
+    assert watch.check(111) == 1
+
+
+class Counted:
+    """A scaler that knows how often it was asked."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled, self.asked = enabled, 0
+
+    def is_enabled(self) -> bool:
+        return self.enabled
+
+    def get_scale(self) -> float:
+        self.asked += 1
+        return 65536.0
+
+
+def test_the_scale_is_read_at_log_points_only_and_never_without_fp16() -> None:
+    on, off = Counted(True), Counted(False)
+    watches = [ScalerGuard(scaler, lr=lambda: 0.1) for scaler in (on, off)]
+    for step in (10, 20, 30):
+        assert [watch.check(step) for watch in watches] == [0, 0]
+    assert (on.asked, off.asked) == (4, 0)

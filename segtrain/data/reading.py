@@ -34,6 +34,7 @@ decoded, by what a file holds and not by its name: Pillow's reader of PostScript
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,7 +115,9 @@ def _decode(path: Path, pixels_of: Callable[[Image.Image], T], max_pixels: int |
     except (SegtrainError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(str(error), path, max_pixels or Image.MAX_IMAGE_PIXELS, "data.max_pixels=N") from error
+        pixels = next(iter(re.findall(r"\d+", str(error))), "N")  # the first number that Pillow names is the size
+        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        raise _too_large(f"{pixels} pixels", path, limit, f"data.max_pixels={pixels}") from error
     except Exception as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, …
         raise DataError(_reason(path, error), where=path, fix=_REPLACE) from error
 
