@@ -136,7 +136,8 @@ def test_another_network_or_optimizer_is_never_allowed(again: Door, change: str)
 def test_what_changes_no_weight_may_change_and_is_said(key: str, mine: object) -> None:
     group, leaf = key.split(".")
     said: list[str] = []
-    assert refuse_changes(OmegaConf.create({group: {leaf: mine}}), {"config": {group: {}}}, [], said.append) == [key]
+    cfg, state = OmegaConf.create({group: {"same": 1, leaf: mine}}), {"config": {group: {"same": 1}}}
+    assert refuse_changes(cfg, state, [], said.append) == [key]
     assert said == [f"changed  {key}: None -> {mine}"]
 
 
