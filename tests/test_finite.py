@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from segtrain.errors import NonFiniteError
+from segtrain.composition import compose
+from segtrain.errors import ConfigError, NonFiniteError
 from segtrain.finite import MAX_SCALER_SKIPS, MAX_SKIPPED, FiniteGuard, ScalerGuard
 from segtrain.loss_sums import LossSums
+from segtrain.parts import refuse_batch_of_one
+from segtrain.settings import Settings
 from segtrain.types import Batch, Record
 
 CPU = torch.device("cpu")
@@ -201,3 +205,46 @@ def test_the_scale_is_read_at_log_points_only_and_never_without_fp16() -> None:
     for step in (10, 20, 30):
         assert [watch.check(step) for watch in watches] == [0, 0]
     assert (on.asked, off.asked) == (4, 0)
+
+
+# --- what must be finite before any guard looks ------------------------------------------------------------------
+
+LOSSES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "configs/loss").glob("[!_]*.yaml"))
+
+
+@pytest.mark.parametrize("option", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_configured_loss_is_finite_at_logits_of_ten_thousand_under_autocast(
+    option: str, dtype: torch.dtype
+) -> None:
+    loss = Settings(compose([f"loss={option}"])).make("loss")
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 16, 16, generator=generator).sign() * 1e4
+    outputs = {"out": logits.to(dtype).requires_grad_()}
+    target = torch.randint(0, 5, (2, 16, 16), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        for labels in (target, torch.full_like(target, 255)):
+            found = loss(outputs, labels, loss.counts(labels))["loss"]
+            assert found.dtype == torch.float32
+            assert torch.isfinite(found)
+            (gradient,) = torch.autograd.grad(found, outputs["out"])
+            assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "model", ["deeplabv3", "deeplabv3plus", "pspnet", "lraspp", "deeplabv3_mobilenet", "unet_small"]
+)
+def test_a_batch_of_one_is_refused_at_build_time_where_the_first_step_would_fail(model: str) -> None:
+    settings = Settings(compose([f"model={model}", "data.batch_size=1", "data.crop_size=64"]))
+    network = settings.make("model").train()
+    fails = ""
+    try:
+        network(torch.zeros(1, 3, 64, 64))
+    except ValueError as error:
+        fails = str(error)
+    assert not fails or "more than 1 value per channel" in fails
+    if fails:
+        with pytest.raises(ConfigError, match=r"data\.batch_size=1") as caught:
+            refuse_batch_of_one(settings, network)
+        assert "model.freeze_bn=true" in str(caught.value.fix)
+    assert fails or model in ("unet_small", "lraspp")
