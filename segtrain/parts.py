@@ -12,7 +12,7 @@ from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.scan import Scan
 from segtrain.data.transforms import SegmentationTransform
 from segtrain.errors import ConfigError
-from segtrain.inference import ImageInference
+from segtrain.inference.base import ImageInference
 from segtrain.losses.weights import class_weights, listed_class_weights
 from segtrain.models.layers import needs_two_samples
 from segtrain.models.pretrained import load_weights

@@ -116,7 +116,7 @@ def test_the_checkpoints_own_tree_is_not_changed(base: dict[str, Any]) -> None:
 
 def test_a_group_is_replaced_whole_before_its_values_are_set(base: dict[str, Any]) -> None:
     cfg = lay_over(base, {"inference": {"window_size": 16}}, {"inference": "slide"})
-    assert cfg.inference._target_ == "segtrain.inference.SlidingWindow"
+    assert cfg.inference._target_ == "segtrain.inference.slide.SlidingWindow"
     assert cfg.inference.window_size == 16
     assert lay_over(base, {}, {"data": "voc"}).name == "voc_unet_small"
     assert lay_over(base, {}, {"model": "lraspp"}).name == "shapes_lraspp"

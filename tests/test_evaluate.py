@@ -64,7 +64,7 @@ def test_keys_and_groups_of_the_checkpoints_config_are_laid_over(door: Any, chec
     assert done.code == 0, done.err
     assert scores_of(tmp_path / "a")["images"] == 4
     config = (tmp_path / "a/config.yaml").read_text()
-    assert "segtrain.inference.SlidingWindow" in config
+    assert "segtrain.inference.slide.SlidingWindow" in config
     assert "base_channels: 4" in config, "the checkpoint's own value stays"
     assert (tmp_path / "a/overrides.txt").read_text().split() == [f"checkpoint={checkpoint}", *slide, "data.limit=4"]
     done = door("evaluate", f"checkpoint={checkpoint}", "hydra.run.dir=b", "inference.size=${data.crop_size}")

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from segtrain.data.loader import EvalLoader
 from segtrain.errors import ConfigError
 from segtrain.evaluator import evaluate
-from segtrain.inference import WholeImage
+from segtrain.inference.whole import WholeImage
 from segtrain.losses.base import Loss
 from segtrain.losses.combine import SegmentationLoss
 from segtrain.losses.pixel import CrossEntropy, Focal, OhemCrossEntropy

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain.errors import ConfigError
-from segtrain.inference import SlidingWindow, WholeImage
+from segtrain.inference.slide import SlidingWindow
+from segtrain.inference.whole import WholeImage
 
 
 class Pointwise(nn.Module):

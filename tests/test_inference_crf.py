@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from segtrain.data.reading import read_image
 from segtrain.errors import ConfigError
 from segtrain.experiment import compose, from_checkpoint
-from segtrain.inference import ImageInference, SlidingWindow, WholeImage
+from segtrain.inference.base import ImageInference
+from segtrain.inference.slide import SlidingWindow
+from segtrain.inference.whole import WholeImage
 from segtrain.losses.combine import SegmentationLoss
 from segtrain.losses.pixel import CrossEntropy
 from segtrain.postprocess.crf import DenseCRF, ExactCRF, FullyConnectedCRF

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.errors import ConfigError
-from segtrain.inference import OverlapTile, WholeImage
+from segtrain.inference.tile import OverlapTile
+from segtrain.inference.whole import WholeImage
 from segtrain.models.unet import UNet, UNetValid
 
 

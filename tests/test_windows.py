@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.errors import ConfigError
-from segtrain.inference import LARGEST_WHOLE, ImageInference, OverlapTile, SlidingWindow, WholeImage
+from segtrain.inference.base import ImageInference
+from segtrain.inference.outputs import LARGEST_WHOLE
+from segtrain.inference.slide import SlidingWindow
+from segtrain.inference.tile import OverlapTile
+from segtrain.inference.whole import WholeImage
 from segtrain.models.unet import UNet, UNetValid
 from segtrain.tasks.semantic import SemanticTask
 from segtrain.windows import averaged_bands, stacked, starts

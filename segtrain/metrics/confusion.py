@@ -59,7 +59,29 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self._counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self._on_device: Tensor | None = None  # what was counted on an accelerator and not yet brought here
+
+    @property
+    def counts(self) -> Tensor:
+        """The matrix (C, C) int64 on the CPU; reading it waits for an accelerator, where one counts.
+
+        Raises:
+            ValueError: labels seen on an accelerator held a value that is no class.
+        """
+        if self._on_device is not None:
+            seen, self._on_device = self._on_device.cpu(), None
+            classes = self.num_classes
+            if seen[classes + 1].any() or seen[:, classes].any():
+                raise ValueError(
+                    f"labels hold a value that is no class: 0 to {classes - 1}, or {IGNORE_INDEX} in targets"
+                )
+            self._counts += seen[:classes, :classes]
+        return self._counts
+
+    @counts.setter
+    def counts(self, counts: Tensor) -> None:
+        self._counts, self._on_device = counts, None
 
     def update(self, prediction: Labels, target: Labels) -> None:
         """Adds the pixels of one or more images.
@@ -79,7 +101,8 @@ class ConfusionMatrix:
             self.counts += self._count_on_cpu(np.asarray(prediction), np.asarray(target))
         else:
             labels = (torch.as_tensor(labels).to(device) for labels in (prediction, target))
-            self.counts += self._count_on_device(*labels).cpu()
+            seen = self._count_on_device(*labels)
+            self._on_device = seen if self._on_device is None else self._on_device + seen
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Adds the counts of another matrix.
@@ -159,12 +182,14 @@ class ConfusionMatrix:
         return seen[: self.num_classes]
 
     def _count_on_device(self, prediction: Tensor, target: Tensor) -> Tensor:
-        self._check(prediction, target)
-        # One more row takes the ignored pixels: cheaper than to select the others.
-        rows = target.long().masked_fill(target == IGNORE_INDEX, self.num_classes)
-        pairs = (rows * self.num_classes + prediction.long()).flatten()
-        bins = (self.num_classes + 1) * self.num_classes
-        return torch.bincount(pairs, minlength=bins).view(-1, self.num_classes)[: self.num_classes]
+        """Counts (C + 2, C + 1) that stay on the device: row C is ignored, row C + 1 and column C are no class."""
+        if torch.uint8 not in (prediction.dtype, target.dtype) or prediction.dtype != target.dtype:
+            self._check(prediction, target)  # waits for the device; bytes need not, they all have a place in the table
+        classes = self.num_classes
+        rows = torch.where(target < classes, target.long(), classes + 1).masked_fill(target == IGNORE_INDEX, classes)
+        pairs = rows * (classes + 1) + prediction.long().clamp(max=classes)
+        bins = (classes + 2) * (classes + 1)
+        return torch.bincount(pairs.flatten(), minlength=bins).view(classes + 2, classes + 1)
 
     def _check(self, prediction: Labels, target: Labels) -> None:
         """Raises if a value is no class."""

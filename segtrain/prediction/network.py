@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segtrain.checkpoint import digest
 from segtrain.errors import ConfigError
-from segtrain.inference import LARGEST_WHOLE
+from segtrain.inference.outputs import LARGEST_WHOLE
 from segtrain.prediction.files import Prediction
 from segtrain.segmenter import Segmenter
 from segtrain.types import IGNORE_INDEX, Fraction

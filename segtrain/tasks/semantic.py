@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from segtrain import distributed
 from segtrain.errors import ConfigError
-from segtrain.inference import ImageInference, outputs_of, refuse_too_large, wrong_outputs
+from segtrain.inference.base import ImageInference
+from segtrain.inference.outputs import outputs_of, refuse_too_large, wrong_outputs
 from segtrain.losses.combine import SegmentationLoss
 from segtrain.metrics.base import ImageMetric, Judged
 from segtrain.metrics.confusion import ABSENT, ConfusionMatrix
 from segtrain.pictures import to_rgb
 from segtrain.types import Batch
+from segtrain.upsampling import upsampled_labels
 from segtrain.windows import Band
 
 Inference = Callable[[nn.Module, Tensor], Tensor]
@@ -120,6 +123,14 @@ class SemanticTask:
 
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
         """Image (B, H, W, C) -> class indices (B, H, W) uint8 at the image's size."""
+        if isinstance(self.inference, ImageInference):
+            if not self.inference.streams():
+                refuse_too_large(self.inference, image, len(self.classes))
+            native = self.inference.native(model, image, self.normalize)
+            if native is not None:
+                logits, align_corners = native
+                self._check_channels(logits)
+                return upsampled_labels(logits, image.shape[1:3], align_corners)
         labels = torch.empty(image.shape[:3], dtype=torch.uint8, device=image.device)
         for first, last, logits in self.bands(model, image):
             labels[:, first:last] = logits.max(1).indices
@@ -150,9 +161,9 @@ class SemanticTask:
         refine: Refine = getattr(self.inference, "refine", _unrefined)
         return refine(image, logits)
 
-    def meter(self, extra: Sequence[ImageMetric] = ()) -> SemanticMeter:
-        """Counts for one evaluation, and other metrics of whole images beside them."""
-        return SemanticMeter(self, extra)
+    def meter(self, extra: Sequence[ImageMetric] = (), losses: bool = True) -> SemanticMeter:
+        """Counts for one evaluation, and other metrics of whole images beside them; see `SemanticMeter`."""
+        return SemanticMeter(self, extra, losses)
 
     def _check_channels(self, logits: Tensor) -> None:
         # Too few end in a device-side assert; too many train in silence and fail at the first validation.
@@ -181,31 +192,44 @@ class SemanticMeter:
     Losses are computed one image at a time, so that no number depends on the batch size: a mean over pixels is
     that of all images together, a loss of regions (Dice, Tversky, Lovász) is the mean of the images' own, and OHEM
     keeps its hardest pixels per image. In training these two look at a whole batch.
+
+    Args:
+        task: what is evaluated.
+        extra: other metrics of whole images.
+        losses: whether to compute losses, which need logits at the images' size.
     """
 
-    def __init__(self, task: SemanticTask, extra: Sequence[ImageMetric] = ()) -> None:
+    def __init__(self, task: SemanticTask, extra: Sequence[ImageMetric] = (), losses: bool = True) -> None:
         self.task = task
         self.extra = extra
+        self.losses = losses
         self.confusion = ConfusionMatrix(len(task.classes))
-        self.totals = torch.zeros(len(task.loss.terms), dtype=torch.float64)
+        # On the device until the end, so that nobody waits; in float64, which MPS has not.
+        device = torch.device("cpu") if task.mean.device.type == "mps" else task.mean.device
+        self.totals = torch.zeros(len(task.loss.terms), dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.totals)
 
     def update(self, model: nn.Module, batch: Batch) -> None:
+        if not self.losses and not self.extra:
+            self.confusion.update(self.task.predict(model, batch.image), batch.target)
+            return
         logits = self.task.logits(model, batch.image)
-        target = batch.target.long()
-        loss, totals, counts = self.task.loss, [], []
-        for one, truth in zip(logits.split(1), target.split(1), strict=True):
-            counts.append(loss.counts(truth))
-            terms = loss({"out": one}, truth, torch.ones_like(counts[-1]))
-            totals.append(torch.stack([terms[name] for name in loss.terms]))
-        # To the CPU once per batch, and before float64, which MPS has not.
-        self.totals += torch.stack(totals).cpu().double().sum(0)
-        self.counts += torch.stack(counts).cpu().double().sum(0)
+        if self.losses:
+            self._add_losses(logits, batch.target.long())
         # `max` and not `argmax`: same labels, several times faster along a strided channel axis on the CPU.
         prediction = logits.max(1).indices.to(torch.uint8)
         self.confusion.update(prediction, batch.target)
         if self.extra:
             self._judge(batch, logits, prediction)
+
+    def _add_losses(self, logits: Tensor, target: Tensor) -> None:
+        loss, totals, counts = self.task.loss, [], []
+        for one, truth in zip(logits.split(1), target.split(1), strict=True):
+            counts.append(loss.counts(truth))
+            terms = loss({"out": one}, truth, torch.ones_like(counts[-1]))
+            totals.append(torch.stack([terms[name] for name in loss.terms]))
+        self.totals += torch.stack(totals).to(self.totals.device).double().sum(0)
+        self.counts += torch.stack(counts).to(self.totals.device).double().sum(0)
 
     def _judge(self, batch: Batch, logits: Tensor, prediction: Tensor) -> None:
         """Shows each image to the other metrics."""
@@ -232,11 +256,11 @@ class SemanticMeter:
 
     def scores(self) -> dict[str, Any]:
         found = self.confusion.compute()
-        terms = self.totals / self.counts.clamp(min=1e-12)
+        terms = (self.totals / self.counts.clamp(min=1e-12)).cpu()
         weights = torch.tensor([term.weight for term in self.task.loss.terms.values()], dtype=torch.float64)
         names = self.task.classes
         return {
-            "loss": float((terms * weights).sum()),
+            "loss": float((terms * weights).sum()) if self.losses else math.nan,
             "miou": found.miou,
             "mean_accuracy": found.mean_accuracy,
             "pixel_accuracy": found.pixel_accuracy,

@@ -111,7 +111,27 @@ def test_every_kind_of_labels_is_counted_exactly(data: st.DataObject, num_classe
             assert matrix.counts.tolist() == expected
     for dtype in (torch.uint8, torch.int64):
         labels = (torch.tensor(one, dtype=dtype) for one in (prediction, target))
-        assert ConfusionMatrix(num_classes)._count_on_device(*labels).tolist() == expected
+        matrix = counted_on_device(num_classes, *labels)
+        matrix.merge(counted_on_device(num_classes, torch.zeros(1, dtype=dtype), torch.full((1,), 255, dtype=dtype)))
+        assert matrix.counts.tolist() == expected
+
+
+def counted_on_device(num_classes: int, prediction: torch.Tensor, target: torch.Tensor) -> ConfusionMatrix:
+    """What an accelerator does, done on the CPU: two batches are counted there before the counts are read."""
+    matrix = ConfusionMatrix(num_classes)
+    nobody = torch.full_like(target[:0], 255)
+    matrix._on_device = matrix._count_on_device(prediction, target)
+    matrix._on_device = matrix._on_device + matrix._count_on_device(nobody.clone(), nobody)
+    return matrix
+
+
+@pytest.mark.parametrize(("prediction", "target"), [(3, 0), (255, 0), (3, 255), (0, 3), (0, 254)])
+def test_a_byte_that_is_no_class_is_found_when_an_accelerators_counts_are_read(prediction: int, target: int) -> None:
+    labels = torch.zeros(2, 20, 20, dtype=torch.uint8)
+    predictions, targets = labels.clone(), labels.clone()
+    predictions[1, 3, 4], targets[1, 3, 4] = prediction, target
+    with pytest.raises(ValueError, match="no class: 0 to 2"):
+        _ = counted_on_device(3, predictions, targets).counts
 
 
 def test_labels_may_be_strided_and_read_only() -> None:

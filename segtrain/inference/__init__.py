@@ -1,0 +1,1 @@
+"""How a network is asked for the labels of whole images."""
