@@ -72,3 +72,9 @@ def be_deterministic(wanted: bool) -> None:
         torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted
+
+
+def usable_cores() -> int:
+    """Cores that this process and its data workers may use, of those that it shares with the other ranks here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from segtrain import __version__, checkpoint, distributed
-from segtrain.checkpoint_content import refuse_misfitting_content
+from segtrain.checkpoint_content import fetch_nothing, refuse_misfitting_content
 from segtrain.composition import compose, lay_over, run_id
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.labels import voc_palette
@@ -38,6 +38,7 @@ from segtrain.parts import (
     make_task,
     refuse_batch_of_one,
     refuse_misfits,
+    use_cache,
 )
 from segtrain.rng import seed_everything
 from segtrain.segmenter import Segmenter
@@ -99,6 +100,7 @@ def build(
     refuse_misfits(settings, model, inference)
     train = make_dataset(settings, "train")
     val = make_dataset(settings, settings.rider["data"].val_split, augmented=False)
+    use_cache(settings, tracker, train, val)
     weights = make_class_weights(settings, say_data(tracker, settings, train, val))
     task = make_task(settings, weights, train.classes, train.palette, inference)
     train_loader, val_loader = _loaders(settings, train, val, device)
@@ -149,8 +151,9 @@ def _loaders(
 ) -> tuple[TrainLoader, EvalLoader]:
     loader: LoaderOptions = settings.rider["data"]
     shared: Plain = {
-        "batch_size": loader.batch_size,
+        "batch_size": loader.images,
         "num_workers": loader.num_workers,
+        "prefetch": loader.prefetch,
         "pin_memory": device.type == "cuda",
     }
     options = settings.options
@@ -165,6 +168,8 @@ def from_checkpoint(
     allow_targets: list[str] | None = None,
 ) -> Segmenter:
     """The model of a checkpoint, with its averaged weights where it has them, ready to predict.
+
+    Its config fetches neither data nor weights, whatever it says; `over` and `choices` may.
 
     Args:
         path: a file written by training.
@@ -190,6 +195,7 @@ def from_checkpoint(
     base = {**state["config"], "allow_targets": allow_targets or []}
     cfg = lay_over(base, over or {}, choices or {})
     settings = Settings(cfg)
+    fetch_nothing(settings, over or {}, choices or {})
     settings.rider["model"] = ModelOptions(**{**vars(settings.rider["model"]), "weights": "none"})
     model = make_model(settings)[0]
     weights = state["model"] if state["ema"] is None else state["ema"]["model"]

@@ -9,6 +9,7 @@ from torch import nn
 
 from segtrain import __version__, distributed
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.duplicates import shared_files
 from segtrain.data.scan import Scan, scan
 from segtrain.errors import listed
 from segtrain.models.summary import measure
@@ -60,6 +61,10 @@ def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, v
         f"           train {len(train)}   val {len(val)}   masks checked {counted.images}/{counted.of} and "
         f"{checked.images}/{checked.of}: all usable"
     )
+    both = shared_files(train, val) if train.split != val.split else []
+    if both:
+        names = listed([first if first == second else f"{first} = {second}" for first, second in both], 4)
+        tracker.say(f"           warning: {len(both)} images are in both train and val, which flatters scores: {names}")
     shares = [f"{name} {share:.1%}" for name, share in zip(train.classes, counted.shares(), strict=True)]
     tracker.say(f"           pixels {listed(shares, 12)}, ignored {counted.ignored_share():.1%}")
     unseen = [name for name, pixels in zip(train.classes, counted.pixels, strict=True) if pixels == 0]

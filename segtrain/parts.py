@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from segtrain import signatures, startup
+from segtrain.data.caching.cache import open_cache
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.loader import LoaderOptions
 from segtrain.data.scan import Scan
 from segtrain.data.transforms import SegmentationTransform
+from segtrain.device import usable_cores
 from segtrain.errors import ConfigError
 from segtrain.inference.base import ImageInference
 from segtrain.losses.weights import class_weights, listed_class_weights
@@ -20,6 +24,7 @@ from segtrain.models.segmentation import SegmentationModel
 from segtrain.optim.optimizers import parameter_groups
 from segtrain.optim.schedules import make_scheduler
 from segtrain.settings import GroupOptions, Settings
+from segtrain.tracking import Tracker
 
 FROM_CHECKPOINT = "weights from the checkpoint"
 """What stands in place of a report where a checkpoint fills the network."""
@@ -41,6 +46,24 @@ def make_dataset(settings: Settings, split: str, augmented: bool = True) -> Segm
         transform = SegmentationTransform(steps)
     dataset: SegmentationDataset = settings.make("data", split=split, transform=transform, seed=settings.options.seed)
     return dataset
+
+
+def use_cache(settings: Settings, tracker: Tracker, *datasets: SegmentationDataset) -> None:
+    """Lets the datasets take decoded samples from `data.cache`, building what is missing."""
+    options: LoaderOptions = settings.rider["data"]
+    if options.cache == "none":
+        return
+    for dataset in datasets:
+        cache = open_cache(
+            dataset,
+            kind=options.cache,
+            folder=Path(options.cache_dir),
+            settings=settings.node["data"],
+            say=tracker.say,
+            bar=tracker.bar,
+            threads=usable_cores() + 1,
+        )
+        cache.attach(dataset)
 
 
 def make_class_weights(settings: Settings, counted: Scan) -> torch.Tensor | None:
@@ -95,7 +118,7 @@ def make_optimizer(
 
 def refuse_batch_of_one(settings: Settings, model: nn.Module) -> None:
     """BatchNorm needs two values per channel to have statistics: found here, not in the first step."""
-    if settings.rider["data"].batch_size == 1 and not settings.rider["model"].freeze_bn and needs_two_samples(model):
+    if settings.rider["data"].images == 1 and not settings.rider["model"].freeze_bn and needs_two_samples(model):
         raise ConfigError(
             "data.batch_size=1 with a model that pools the image to one value before BatchNorm",
             expected="at least 2 values per channel, or the statistics are undefined",

@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from segtrain.advice import Waiting
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.loader import TrainLoader
+from segtrain.device import usable_cores
 from segtrain.tracking import Stopwatch, Tracker, class_table, clock, percent
+from segtrain.types import Batch
 
-HEADER = "epoch    train loss  val loss   mIoU   mAcc  pixAcc        lr  img/s   time    eta"
+HEADER = "epoch    train loss  val loss   mIoU   mAcc  pixAcc        lr  img/s  wait   time    eta"
 
 
 class Progress:
@@ -22,40 +26,63 @@ class Progress:
     Args:
         tracker: says and writes.
         device: whose memory is watched.
-        samples_per_step: images per optimizer step, over all ranks.
-        steps_per_epoch: for the time that is left.
+        loader: what the batches come from.
     """
 
-    def __init__(self, tracker: Tracker, device: torch.device, samples_per_step: int, steps_per_epoch: int) -> None:
+    def __init__(self, tracker: Tracker, device: torch.device, loader: TrainLoader) -> None:
         self.tracker = tracker
         self.device = device
-        self.samples_per_step = samples_per_step
-        self.steps_per_epoch = steps_per_epoch
+        self.loader = loader
         self.header_said = False
+        self.advised = False
         self.start_epoch()
 
     def start_epoch(self) -> None:
         """Sets the clocks to zero."""
         self.watch = Stopwatch()
-        self.waited = 0.0
-        self.steps = 0
+        self.waited = self.load_seconds = self.augment_seconds = 0.0
+        self.steps = self.images = 0
         self.training_seconds = math.nan
 
     def stop_training(self) -> None:
         """The epoch's training is over: what follows does not count into images per second."""
         self.training_seconds = self.watch.seconds()
 
+    def received(self, batches: list[Batch], waited: float) -> None:
+        """A step's batches came, after `waited` seconds."""
+        self.steps += 1
+        self.waited += waited
+        for batch in batches:
+            self.images += len(batch)
+            self.load_seconds += batch.load_seconds
+            self.augment_seconds += batch.augment_seconds
+
+    def waiting(self) -> Waiting:
+        """Where the time of this epoch's training went."""
+        return Waiting(
+            images=self.images,
+            seconds=self.training_seconds,
+            waited=self.waited,
+            load=self.load_seconds,
+            augment=self.augment_seconds,
+            workers=self.loader.num_workers,
+            cores=usable_cores(),
+            cached=self.loader.cached,
+        )
+
     def speed(self, seconds: float) -> float:
         """Training images per second, over all ranks."""
-        return self.steps * self.samples_per_step / max(1e-9, seconds)
+        return self.steps * self.loader.samples_per_step / max(1e-9, seconds)
 
-    def curves(self, step: int, losses: dict[str, float], groups: list[dict[str, Any]]) -> None:
-        """Points of the training curves."""
+    def curves(self, step: int, losses: dict[str, float], groups: list[dict[str, Any]], left_out: int) -> None:
+        """Points of the training curves; `left_out`: updates that an fp16 loss scaler left out since the last ones."""
         seconds = self.watch.seconds()
         values = {f"train/{name}": value for name, value in losses.items()}
         values |= {f"lr/{group.get('name', 'all')}": group["lr"] for group in groups}
         values["time/images_per_second"] = self.speed(seconds)
         values["time/data_wait_share"] = self.waited / max(1e-9, seconds)
+        if left_out:
+            values["train/updates_left_out"] = left_out
         if self.device.type == "cuda":
             values["gpu/memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self.tracker.scalars(step, values)
@@ -66,16 +93,25 @@ class Progress:
             self.header_said = True
             self.tracker.say(HEADER)
         scores, epoch = record["val"], record["epoch"]
-        left = math.ceil((total_steps - record["step"]) / self.steps_per_epoch)
+        left = math.ceil((total_steps - record["step"]) / self.loader.steps_per_epoch)
+        loss = "-" if math.isnan(scores["loss"]) else f"{scores['loss']:.4f}"
         named = {name: percent(scores.get(name)) for name in ("miou", "mean_accuracy", "pixel_accuracy")}
         self.tracker.say(
-            f"{epoch:>4}/{epoch + left:<4} {record['train'].get('loss', math.nan):>9.4f} {scores['loss']:>9.4f}  "
+            f"{epoch:>4}/{epoch + left:<4} {record['train'].get('loss', math.nan):>9.4f} {loss:>9}  "
             f"{named['miou']:>5}  {named['mean_accuracy']:>5}  {named['pixel_accuracy']:>6}  "
-            f"{record['lr']:>8.2e}  {record['train_images_per_second']:>5.0f}  {clock(record['seconds']):>5}  "
-            f"{clock(record['seconds'] * left):>5}{'  * best' if better else ''}"
+            f"{record['lr']:>8.2e}  {record['train_images_per_second']:>5.0f}  {record['data_wait_share']:>4.0%}  "
+            f"{clock(record['seconds']):>5}  {clock(record['seconds'] * left):>5}{'  * best' if better else ''}"
         )
+        self._advise()
         for line in class_table(scores):
             self.tracker.note(line)
+
+    def _advise(self) -> None:
+        advice = self.waiting().advice()
+        # Said each epoch it would be noise.
+        if advice is not None and not self.advised:
+            self.advised = True
+            self.tracker.say(advice)
 
     def pictures(
         self,

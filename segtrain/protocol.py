@@ -44,7 +44,7 @@ def protocol_card(
         "seed": settings.options.seed,
         "device": segmenter.device.type,
         "precision": "float32" if segmenter.amp is None else str(segmenter.amp).removeprefix("torch."),
-        "batch_size": settings.rider["data"].batch_size,
+        "batch_size": settings.rider["data"].images,
         "processes": distributed.world_size(),
         "versions": versions,
     }

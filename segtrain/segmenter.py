@@ -76,4 +76,10 @@ class Segmenter:
         """Batches for evaluation, as `data.batch_size` and `data.num_workers` say."""
         options: LoaderOptions = self.settings.rider["data"]
         pin = self.device.type == "cuda"
-        return EvalLoader(dataset, batch_size=options.batch_size, num_workers=options.num_workers, pin_memory=pin)
+        return EvalLoader(
+            dataset,
+            batch_size=options.images,
+            num_workers=options.num_workers,
+            prefetch=options.prefetch,
+            pin_memory=pin,
+        )

@@ -18,22 +18,29 @@ from segtrain.data.loader import EvalLoader, TrainLoader, dead_workers_reported
 from segtrain.ema import Ema, NoEma
 from segtrain.errors import CheckpointError, Interrupted, ResourceError
 from segtrain.evaluator import evaluate
-from segtrain.finite import FiniteGuard
+from segtrain.finite import FiniteGuard, ScalerGuard
 from segtrain.loss_sums import LossSums
+from segtrain.micro_batches import MicroBatches, smallest_batch
 from segtrain.models.layers import freeze_batchnorm
 from segtrain.optim.optimizers import load_optimizer
 from segtrain.optim.schedules import load_scheduler
+from segtrain.profiling import NoProfiler, Profiler
 from segtrain.progress import Progress
 from segtrain.rng import restore_rng, rng_state
 from segtrain.stopping import StopSignal
 from segtrain.tracking import Stopwatch, Tracker
 from segtrain.trainer_options import TrainerOptions
-from segtrain.types import Batch
+from segtrain.types import IGNORE_INDEX, Batch
 
 
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps happens now; 0 = never."""
     return every > 0 and step % every == 0
+
+
+def unlabelled(batches: list[Batch]) -> Tensor:
+    """1 where no pixel of a step is labelled, which then teaches nothing, else 0; without waiting for the device."""
+    return (torch.stack([batch.target.amin() for batch in batches]).amin() == IGNORE_INDEX).float()
 
 
 class Trainer:
@@ -101,14 +108,19 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.sums = {"window": LossSums(device), "epoch": LossSums(device)}
+        self.micro = MicroBatches(smallest=smallest_batch(model, freeze_bn), say=tracker.say)
         self.guard = FiniteGuard(
             device,
             on_nonfinite=options.on_nonfinite,
             keep=options.log_every,
             say=tracker.say,
-            lr=lambda: float(optimizer.param_groups[0]["lr"]),
+            lr=self.lr,
         )
-        self.progress = Progress(tracker, device, train_loader.samples_per_step, train_loader.steps_per_epoch)
+        self.scaler_guard = ScalerGuard(self.scaler, lr=self.lr)
+        self.progress = Progress(tracker, device, train_loader)
+        trace = folder / "profile" / "trace.json"
+        self.profiler = Profiler(trace, device, tracker.say) if options.profile else NoProfiler()
+        self.compiling = options.compile
         self.phase = "starting"
 
     def fit(self) -> dict[str, Any]:
@@ -120,17 +132,12 @@ class Trainer:
             ResourceError: memory or disk ran out, or a data worker died.
         """
         try:
-            with self.stop, dead_workers_reported():
+            with self.stop, dead_workers_reported(), self.profiler:
                 while not self.done():
                     self.train_epoch()
                     self.finish_epoch()
         except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                f"memory of {self.device} ran out while {self.phase} (step {self.step})",
-                expected=str(error).splitlines()[0],
-                fix="smaller data.batch_size with trainer.accumulate, smaller augment.crop_size, "
-                "trainer.amp=bf16, or inference=slide for validation",
-            ) from error
+            raise self.out_of_memory(error) from error
         assert self.best is not None
         return self.best
 
@@ -141,22 +148,19 @@ class Trainer:
         first = self.step_in_epoch()
         bar = self.tracker.bar(self.train_loader.steps_per_epoch, f"epoch {self.epoch + 1}")
         bar.update(first)
-        self.network.train()
-        if self.freeze_bn:
-            freeze_batchnorm(self.model)
+        self.start_training()
         waiting = Stopwatch()
         left = max(0, self.total_steps - self.step)
         for batches in islice(self.train_loader.steps(self.epoch, first), left):
-            self.progress.waited += waiting.seconds()
+            self.progress.received(batches, waiting.seconds())
             self.train_step(batches)
             self.step += 1
             self.validated = False
             self.samples_seen += self.train_loader.samples_per_step
-            self.progress.steps += 1
             bar.update(1)
+            self.profiler.step()
             if due(self.step, self.options.log_every):
-                self.guard.check()
-                self.progress.curves(self.step, self.sums["window"].take(), self.optimizer.param_groups)
+                self.log()
             if due(self.step, self.options.save_every):
                 self.save("last.pt")
             self.stop_if_asked(every=self.options.log_every if distributed.world_size() > 1 else 1)
@@ -164,31 +168,89 @@ class Trainer:
         self.progress.stop_training()
         bar.close()
 
+    def start_training(self) -> None:
+        """Puts the network into training mode, frozen normalizations excepted."""
+        self.network.train()
+        if self.freeze_bn:
+            freeze_batchnorm(self.model)
+
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer update from `accumulate` batches, as if they and the other ranks' were one batch."""
+        watch = Stopwatch()
         batches = [batch.to(self.device) for batch in batches]
         counts = distributed.sum_(torch.stack([self.task.counts(batch) for batch in batches]).sum(0))
-        step_losses: dict[str, Tensor] = {}
         self.guard.remember(self.model)
-        for number, batch in enumerate(batches):
-            with self.gradient_sync(number == len(batches) - 1):
-                with self.precision():
-                    losses = self.task.losses(self.network, batch, counts)
-                # DDP averages gradients over ranks; ours are shares of one sum.
-                self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
-            for name, value in losses.items():
-                step_losses[name] = step_losses.get(name, 0) + value.detach()
+        losses = self.micro.run(batches, lambda pieces: self.gradients(pieces, counts), self.forget_gradients)
+        losses["unlabelled"] = unlabelled(batches)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip or math.inf)
+        norm = self.clipped_norm()
         seen = None if self.scaler.is_enabled() else norm
-        if self.guard.admits(self.model, self.step + 1, batches, step_losses["loss"], seen):
+        if self.guard.admits(self.model, self.step + 1, batches, losses["loss"], seen):
             self.scaler.step(self.optimizer)
             self.ema.update(self.model)
             for sums in self.sums.values():
-                sums.add(step_losses)
+                sums.add(losses)
         self.scaler.update()
         self.scheduler.step()
+        self.forget_gradients()
+        if self.compiling:
+            self.compiled_in(watch.seconds())
+
+    def gradients(self, batches: list[Batch], counts: Tensor, network: nn.Module | None = None) -> dict[str, Tensor]:
+        """Adds the gradients of a step's batches, and returns their losses by name, detached.
+
+        Args:
+            counts: what each loss term is divided by, over the whole step.
+            network: another than the one that is trained.
+        """
+        network = network or self.network
+        total: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            with self.gradient_sync(number == len(batches) - 1):
+                with self.precision():
+                    losses = self.task.losses(network, batch, counts)
+                # DDP averages gradients over ranks; ours are shares of one sum.
+                self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
+            for name, value in losses.items():
+                total[name] = total[name] + value.detach() if name in total else value.detach()
+        return total
+
+    def forget_gradients(self) -> None:
+        """No gradients, and no memory for them."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def clipped_norm(self) -> Tensor:
+        """The norm of all gradients, which are then no longer than `trainer.grad_clip`."""
+        if self.options.grad_clip is not None:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def compiled_in(self, seconds: float) -> None:
+        """Says once what the first pass through a compiled network took."""
+        self.compiling = False
+        self.tracker.say(f"compile  the first step took {seconds:.1f} s; those after it do not compile")
+
+    def log(self) -> None:
+        """Points of the training curves; the only place between two saves where a GPU is waited for."""
+        self.guard.check()
+        left_out = self.scaler_guard.check(self.step)
+        self.progress.curves(self.step, self.sums["window"].take(), self.optimizer.param_groups, left_out)
+
+    def lr(self) -> float:
+        """The learning rate now, of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def out_of_memory(self, error: torch.OutOfMemoryError) -> ResourceError:
+        """The error that says what was being done, and with how much at once."""
+        pieces = f", each in {self.micro.count} pieces" if self.micro.count > 1 else ""
+        return ResourceError(
+            f"memory of {self.device} ran out while {self.phase} (step {self.step}, batches of "
+            f"{self.train_loader.batch_size}{pieces})",
+            expected=str(error).splitlines()[0],
+            fix="inference=slide or a smaller inference.size for validation, or trainer.val_loss=false"
+            if self.phase == "validating"
+            else "data.batch_size=auto, a smaller augment.crop_size, or trainer.amp=bf16",
+        )
 
     def finish_epoch(self) -> None:
         """Validates, keeps the best, saves, and writes the epoch down."""
@@ -202,17 +264,16 @@ class Trainer:
             "step": self.step,
             "train": self.sums["epoch"].take(),
             "val": scores,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr(),
             "train_images_per_second": self.progress.speed(self.progress.training_seconds),
+            "data_wait_share": self.progress.waiting().share,
             "seconds": self.progress.watch.seconds(),
         }
         better = self.is_better(scores)
         if better:
             self.best = {**scores, "epoch": self.epoch, "step": self.step}
         self.history.append({**record, "val": {k: v for k, v in scores.items() if k != "confusion"}})
-        if better:
-            self.save("best.pt")
-        self.save("last.pt")
+        self.save("last.pt", *(["best.pt"] if better else []))
         self.progress.row(record, self.total_steps, better)
         self.tracker.epoch(record)
         model, dataset = self.ema.evaluated(self.model), self.val_loader.dataset
@@ -234,10 +295,15 @@ class Trainer:
             self.task,
             self.device,
             precision=self.precision,
+            meter=self.meter(),
             after_batch=after_batch,
         )
         bar.close()
         return scores
+
+    def meter(self) -> Any:
+        """A task's counts for one validation, with losses as the options say."""
+        return self.task.meter() if self.options.val_loss else self.task.meter(losses=False)
 
     def summary(self) -> dict[str, Any]:
         """For `metrics.json`: the scores of the best epoch, and beside them those of the last."""
@@ -342,6 +408,7 @@ class Trainer:
                 fix="resume with the same model and optimizer, or start a new run with model.weights=PATH",
             ) from error
         self.scaler.load_state_dict(state["scaler"])
+        self.scaler_guard.restart(state["step"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], list(state["scores"])
         self.validated = bool(self.history) and self.history[-1]["step"] == state["step"]
         self.samples_seen, self.epoch_start = state["samples_seen"], state["epoch_start"]

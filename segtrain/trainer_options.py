@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from segtrain.errors import ConfigError
 from segtrain.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 
@@ -31,8 +32,19 @@ class TrainerOptions:
     log_every: PositiveInt = 10
     samples: NonNegativeInt = 4
     tensorboard: bool = True
+    val_loss: bool = True
+    forecast: bool = True
+    profile: bool = False
     resume: str | None = None
     resume_allow: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.monitor == "loss" and not self.val_loss:
+            raise ConfigError(
+                "trainer.monitor=loss with trainer.val_loss=false",
+                expected="a score that is computed",
+                fix="trainer.val_loss=true, or trainer.monitor=miou",
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""

@@ -126,7 +126,7 @@ def tell(cwd: Path, *runs: tuple[str, list[str], dict[str, Any]]) -> list[dict[s
     return list(json.loads(done.stdout))
 
 
-CLOCKS = ("seconds", "images_per_second", "train_images_per_second", "versions", "sha256", "config")
+CLOCKS = ("seconds", "images_per_second", "train_images_per_second", "data_wait_share", "versions", "sha256", "config")
 
 
 def timeless(value: Any) -> Any:

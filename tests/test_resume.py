@@ -75,7 +75,7 @@ RUN = [
     "trainer.device=cpu",
 ]
 STEPS = 3  # per epoch: 13 samples in steps of 4
-CLOCKS = ("seconds", "images_per_second", "train_images_per_second", "versions", "sha256", "config")
+CLOCKS = ("seconds", "images_per_second", "train_images_per_second", "data_wait_share", "versions", "sha256", "config")
 
 
 def timeless(value: Any) -> Any:

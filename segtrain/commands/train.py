@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain import checkpoint, distributed, experiment, resuming, signatures
+from segtrain.rehearsal import rehearse
 from segtrain.run_folder import RunFolder, override
 from segtrain.settings import Settings
 from segtrain.tracking import class_table, say_early
@@ -57,6 +58,9 @@ def train(
     if state is not None:
         state["best"] = distributed.from_main(state["best"])
     trainer = experiment.build(cfg, folder=path, resume=state, resume_hint=folder.resume_line())
+    if settings.options.forecast:
+        forecast = rehearse(trainer, auto=settings.rider["data"].batch_size == "auto")
+        trainer.tracker.say(f"{forecast}\n")
     trainer.tracker.text("config", "```yaml\n" + OmegaConf.to_yaml(cfg) + "\n```")
     best = trainer.fit()
     close(trainer, folder, best, settings.allow)

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segtrain import distributed
+from segtrain.data.caching.cache import is_cached
 from segtrain.data.dataset import Sample, SegmentationDataset, Unfinished
 from segtrain.data.workers import CLOSING, end_workers_with, quiet_worker
 from segtrain.errors import DataError, ResourceError, SegtrainError
@@ -41,6 +42,11 @@ class LoaderOptions:
     cache_dir: str = "outputs/cache"
     scan: PositiveInt | None = 512
 
+    @property
+    def images(self) -> int:
+        """Images per batch of a process; with `auto` they go through the network in as many pieces as must be."""
+        return self.effective_batch if self.batch_size == "auto" else self.batch_size
+
 
 class TrainLoader:
     """Endless epochs of steps; a step is `accumulate` batches per process, and an incomplete last step is dropped.
@@ -61,6 +67,8 @@ class TrainLoader:
     ) -> None:
         self.accumulate = accumulate
         self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.dataset = dataset
         self.samples_per_step = batch_size * accumulate * distributed.world_size()
         self.length = len(dataset)  # type: ignore[arg-type]
         self.steps_per_epoch = self.length // self.samples_per_step
@@ -74,6 +82,11 @@ class TrainLoader:
         self.order = StepSampler(self.length, self.steps_per_epoch, batch_size, accumulate, seed)
         self.loader = _loader(dataset, self.order, _collate, num_workers, prefetch, pin_memory)
         end_workers_with(self, self.loader)
+
+    @property
+    def cached(self) -> bool:
+        """Whether samples come decoded."""
+        return isinstance(self.dataset, SegmentationDataset) and is_cached(self.dataset)
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
         """The batches of steps `first`, `first + 1`, … of an epoch."""

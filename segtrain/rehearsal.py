@@ -1,0 +1,244 @@
+"""A few timed steps before the first: what a run will take, and how many images fit into the memory at once.
+
+Nothing of it stays: gradients are dropped, BatchNorm's statistics and all random generators are put back.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segtrain import distributed
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.errors import ResourceError
+from segtrain.rng import restore_rng, rng_state
+from segtrain.tracking import Stopwatch, clock
+from segtrain.trainer import Trainer
+from segtrain.types import Batch
+
+SAMPLES = 4
+"""Training samples that are read; a batch repeats them."""
+LONG = 10.0
+"""Seconds of a first step after which no second one is made: it tells enough."""
+CHECKPOINTS = 3
+"""Files that a run keeps: last, previous, best."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, by its first steps.
+
+    Args:
+        step_seconds: of one optimizer step, data included.
+        validation_seconds: of one validation.
+        total_seconds: of all that is left of the run.
+        memory: peak in bytes, of the device if it is a GPU, else of this process; validation included.
+        checkpoint: bytes of one checkpoint.
+    """
+
+    step_seconds: float
+    validation_seconds: float
+    total_seconds: float
+    memory: int
+    checkpoint: int
+
+    def __str__(self) -> str:
+        return (
+            f"forecast {clock(self.total_seconds)}: {_short(self.step_seconds)} a step, validation "
+            f"{_short(self.validation_seconds)}   memory {_size(self.memory)}   "
+            f"disk {_size(CHECKPOINTS * self.checkpoint)} ({CHECKPOINTS} checkpoints)"
+        )
+
+
+def rehearse(trainer: Trainer, *, auto: bool) -> Forecast:
+    """Times what a run is made of; with `auto`, or where memory runs out, finds into how many pieces a batch is cut.
+
+    Raises:
+        ResourceError: not even the smallest piece of a batch fits, a validation image does not, or the disk has no room
+            for the checkpoints.
+    """
+    trainer.phase = "trying a step"
+    samples, sample_seconds = _samples(trainer)
+    try:
+        with _put_back(trainer):
+            step = _step_seconds(trainer, samples)
+            trainer.phase = "validating"
+            image = _validation_seconds(trainer)
+    except torch.OutOfMemoryError as error:
+        raise trainer.out_of_memory(error) from error
+    if auto:
+        size = -(-trainer.train_loader.batch_size // trainer.micro.count)
+        trainer.tracker.say(f"batch    {size} of {trainer.train_loader.batch_size} images at a time")
+    forecast = _forecast(trainer, step, image, sample_seconds)
+    _refuse_small_disk(trainer, forecast)
+    trainer.phase = "starting"
+    return forecast
+
+
+def _samples(trainer: Trainer) -> tuple[list[Any], float]:
+    """Some training samples, and the seconds that a process needs for one."""
+    dataset = trainer.train_loader.dataset
+    assert isinstance(dataset, SegmentationDataset)
+    count = min(SAMPLES, len(dataset))
+    dataset.unfinished(0)  # a first one loads what the others share
+    watch = Stopwatch()
+    samples = [dataset.unfinished(index) for index in range(count)]
+    return samples, watch.seconds() / count
+
+
+def _batch(samples: list[Any], size: int) -> Batch:
+    """A batch of `size` images, which repeats the samples."""
+    places = [samples[i % len(samples)] for i in range(size)]
+    colors = [sample[3] for sample in places]
+    return Batch(
+        image=torch.from_numpy(np.stack([sample[0] for sample in places])),
+        target=torch.from_numpy(np.stack([sample[1] for sample in places])),
+        index=torch.arange(size),
+        records=[sample[2] for sample in places],
+        color=None if any(color is None for color in colors) else torch.from_numpy(np.stack(colors)),
+    )
+
+
+@contextmanager
+def _put_back(trainer: Trainer) -> Iterator[None]:
+    """Afterwards the model and the random generators are as before, and the device's memory is free."""
+    state = rng_state(trainer.device)
+    buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    training = trainer.model.training
+    try:
+        yield
+    finally:
+        trainer.forget_gradients()
+        for name, buffer in trainer.model.named_buffers():
+            buffer.copy_(buffers[name])
+        trainer.model.train(training)
+        restore_rng(state, trainer.device)
+
+
+def _step_seconds(trainer: Trainer, samples: list[Any]) -> float:
+    """Seconds of the forward and backward passes of one optimizer step."""
+    # Ranks that try different sizes must not wait for each other's gradients.
+    network = trainer.network if distributed.world_size() == 1 else trainer.model
+    batches = [_batch(samples, trainer.train_loader.batch_size).to(trainer.device)]
+    counts = trainer.task.counts(batches[0])
+    trainer.start_training()
+
+    def gradients(pieces: list[Batch]) -> dict[str, Tensor]:
+        return trainer.gradients(pieces, counts, network)
+
+    seconds = 0.0
+    for attempt in range(2):
+        watch = Stopwatch()
+        trainer.micro.run(batches, gradients, trainer.forget_gradients)
+        _wait(trainer.device)
+        seconds = watch.seconds()
+        if attempt == 0 and trainer.compiling:
+            trainer.compiled_in(seconds)
+        elif attempt == 0 and seconds > LONG:
+            break
+    return seconds * trainer.train_loader.accumulate
+
+
+def _validation_seconds(trainer: Trainer) -> float:
+    """Seconds to read and judge one validation image."""
+    dataset = trainer.val_loader.dataset
+    model = trainer.ema.evaluated(trainer.model)
+    training = model.training
+    model.eval()
+    watch = Stopwatch()
+    image, target, record = dataset[0]
+    batch = Batch(
+        torch.from_numpy(image)[None], torch.from_numpy(target)[None], torch.zeros(1, dtype=torch.int64), [record]
+    )
+    with torch.inference_mode(), trainer.precision():
+        trainer.meter().update(model, batch.to(trainer.device))
+    _wait(trainer.device)
+    model.train(training)
+    return watch.seconds()
+
+
+def _forecast(trainer: Trainer, step: float, image: float, sample: float) -> Forecast:
+    loader = trainer.train_loader
+    reading = sample * loader.batch_size * loader.accumulate
+    step = step + reading if loader.num_workers == 0 else max(step, reading / loader.num_workers)
+    validation = image * trainer.val_loader.images
+    steps = max(0, trainer.total_steps - trainer.step)
+    epochs = -(-steps // loader.steps_per_epoch)
+    return Forecast(
+        step_seconds=step,
+        validation_seconds=validation,
+        total_seconds=steps * step + epochs * validation,
+        memory=_peak(trainer),
+        checkpoint=_checkpoint_bytes(trainer),
+    )
+
+
+def _peak(trainer: Trainer) -> int:
+    """Peak memory in bytes; on a GPU with what the optimizer will add at its first step."""
+    if trainer.device.type == "cuda":
+        peak = int(torch.cuda.max_memory_allocated(trainer.device))
+        return peak + _momenta_bytes(trainer) - _stored(trainer.optimizer.state_dict()["state"])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _momenta_bytes(trainer: Trainer) -> int:
+    """What the optimizer keeps beside the weights, once it has stepped."""
+    defaults = trainer.optimizer.defaults
+    copies = 2 if "betas" in defaults else bool(defaults.get("momentum")) + ("alpha" in defaults)
+    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    return int(copies) * weights
+
+
+def _checkpoint_bytes(trainer: Trainer) -> int:
+    model = _stored(trainer.model.state_dict())
+    return model + _stored(trainer.ema.state() or {}) + _momenta_bytes(trainer)
+
+
+def _stored(state: Any) -> int:
+    """Bytes of the tensors in nested dicts and lists."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(_stored(part) for part in parts)
+
+
+def _refuse_small_disk(trainer: Trainer, forecast: Forecast) -> None:
+    if not distributed.is_main():
+        return
+    folder = next(path for path in (trainer.checkpoints, *trainer.checkpoints.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    # A new file is written before an old one goes. What a resumed run has there already is overwritten.
+    there = sum(file.stat().st_size for file in trainer.checkpoints.glob("*.pt"))
+    needed = (CHECKPOINTS + 1) * forecast.checkpoint - there
+    if needed > free:
+        raise ResourceError(
+            f"disk too full: the run's checkpoints need {_size(needed)}, {_size(free)} are free",
+            where=trainer.checkpoints,
+            expected=f"room for {CHECKPOINTS} checkpoints of {_size(forecast.checkpoint)} and a new one beside them",
+            fix="free some space or choose another folder with hydra.run.dir=DIR",
+        )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _short(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,99 @@
+"""The forecast is near what happens, and rehearsing changes nothing of the run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segtrain import checkpoint
+from segtrain.errors import ResourceError
+from segtrain.experiment import build, compose
+from segtrain.rehearsal import rehearse
+from segtrain.tracking import Tracker
+
+LINE = re.compile(r"forecast .*: .* a step, validation .* memory (.*) disk (\S+) MiB \(3 checkpoints\)")
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["trainer.ema=0.9", "model.dropout=0.4", "optimizer=sgd"]], ids=["plain", "more"]
+)
+def test_a_run_with_a_forecast_is_the_run_without(door: Any, fast: list[str], tmp_path: Path, extra: list[str]) -> None:
+    states = {}
+    for wanted in ("true", "false"):
+        done = door(*fast, *extra, f"trainer.forecast={wanted}", f"hydra.run.dir=run-{wanted}")
+        assert done.code == 0, done.err
+        assert bool(LINE.search(done.out)) == (wanted == "true")
+        state = checkpoint.load(tmp_path / f"run-{wanted}" / "checkpoints/last.pt")
+        states[wanted] = checkpoint.digest({key: state[key] for key in ("model", "ema", "optimizer", "rng", "sums")})
+    assert states["true"] == states["false"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize("ema", ["null", "0.99"])
+def test_the_disk_that_is_forecast_is_the_disk_that_is_used(
+    fast: list[str], tmp_path: Path, optimizer: str, ema: str
+) -> None:
+    cfg = compose([*fast, f"optimizer={optimizer}", f"trainer.ema={ema}", "model.base_channels=24"])
+    runner = build(cfg, folder=tmp_path, tracker=Tracker())
+    forecast = rehearse(runner, auto=False)
+    runner.fit()
+    used = (tmp_path / "checkpoints" / "last.pt").stat().st_size
+    assert forecast.checkpoint == pytest.approx(used, rel=0.1)
+
+
+def test_a_disk_without_room_stops_the_run_before_its_first_step(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = build(compose(fast), folder=tmp_path, tracker=Tracker())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2**30, 2**30, 1000))
+    with pytest.raises(ResourceError, match="disk too full") as caught:
+        rehearse(runner, auto=False)
+    assert "hydra.run.dir=DIR" in str(caught.value.fix)
+    assert runner.step == 0
+
+
+def test_what_a_forecast_counts_grows_with_the_run(fast: list[str], tmp_path: Path) -> None:
+    steps = {}
+    for epochs in (1, 50):
+        words = [word for word in fast if "max_steps" not in word]
+        cfg = compose([*words, "trainer.max_steps=null", f"trainer.epochs={epochs}"])
+        runner = build(cfg, folder=tmp_path, tracker=Tracker())
+        steps[epochs] = rehearse(runner, auto=False)
+        parts = runner.total_steps * steps[epochs].step_seconds + epochs * steps[epochs].validation_seconds
+        assert steps[epochs].total_seconds == pytest.approx(parts)
+    for forecast in steps.values():
+        assert forecast.step_seconds > 0
+        assert forecast.validation_seconds > 0
+        assert forecast.memory > 2**20
+
+
+def test_validation_without_losses_has_none(door: Any, fast: list[str], tmp_path: Path) -> None:
+    for wanted in ("true", "false"):
+        done = door(*fast, f"trainer.val_loss={wanted}", f"hydra.run.dir=run-{wanted}")
+        assert done.code == 0, done.err
+    found = {name: json.loads((tmp_path / f"run-{name}" / "metrics.json").read_text()) for name in ("true", "false")}
+    assert found["true"]["confusion"] == found["false"]["confusion"]
+    assert found["false"]["loss"] is None
+    assert found["true"]["loss"] > 0
+    refused = door(*fast, "trainer.val_loss=false", "trainer.monitor=loss")
+    assert refused.code == 2
+    assert "trainer.val_loss=true" in refused.err
+
+
+def test_steps_without_a_label_are_counted(fast: list[str], tmp_path: Path) -> None:
+    runner = build(compose(fast), folder=tmp_path, tracker=Tracker())
+    steps = list(runner.train_loader.steps(0))
+    steps[1][0].target.fill_(255)
+    for batches in steps:
+        runner.train_step(batches)
+    losses = runner.sums["window"].take()
+    assert losses["unlabelled"] == pytest.approx(1 / len(steps))
+    assert torch.isfinite(torch.tensor(losses["loss"]))
