@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from segtrain import upsampling
 from segtrain.experiment import build_dataset, build_model, compose
 from segtrain.inference.base import ImageInference
 from segtrain.inference.whole import WholeImage
@@ -40,7 +42,39 @@ def test_labels_are_those_of_the_resized_logits(data: st.DataObject) -> None:
     native = native.contiguous(memory_format=draw(st.sampled_from(FORMATS)))
     align_corners = draw(st.booleans())
     expected = plain(native, size, align_corners)
-    assert torch.equal(upsampled_labels(native, size, align_corners), expected)
+    with pytest.MonkeyPatch.context() as patch:  # bands of one row, of some, of all
+        patch.setattr(upsampling, "BAND", draw(st.sampled_from([1, 100, upsampling.BAND])))
+        assert torch.equal(upsampled_labels(native, size, align_corners), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_classes_the_first_has_the_pixel(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    native = torch.randn(1, 11, 9, 8, dtype=dtype)
+    twice = native.repeat_interleave(2, 1)
+    labels = upsampled_labels(twice, (70, 61))
+    assert labels.unique().tolist() == [2 * number for number in range(11)]
+    assert torch.equal(labels // 2, upsampled_labels(native, (70, 61)))
+
+
+def test_no_plane_of_the_image_is_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest(TorchDispatchMode):
+        """The most bytes that one tensor had."""
+
+        bytes = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.dtype != torch.uint8:
+                self.bytes = max(self.bytes, found.untyped_storage().nbytes())
+            return found
+
+    monkeypatch.setattr(upsampling, "BAND", 2**14 // torch.get_num_threads())
+    native = torch.randn(1, 19, 32, 64)
+    band, plane = 4 * 2**14, 4 * 512 * 1024
+    with Largest() as seen:
+        upsampled_labels(native, (512, 1024))
+    assert band <= seen.bytes <= 4 * 19 * 3 * 1024 < plane / 8  # three rows of the network's, as wide as the image
 
 
 @pytest.mark.parametrize("size", [(65, 97), (512, 375), (7, 9)])
