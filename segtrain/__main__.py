@@ -14,7 +14,7 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from segtrain import __version__
 from segtrain.errors import ConfigError, ResourceError, SegtrainError, closest, listed
@@ -43,7 +43,13 @@ class Session:
 
 def main() -> None:
     """Console entry point."""
-    sys.exit(run(sys.argv[1:]))
+    open_missing_streams()
+    code = run(sys.argv[1:])
+    try:
+        say("", end="")  # what Hydra printed may still be on its way
+    except SegtrainError as error:
+        code = code or report(error, False)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
@@ -150,7 +156,12 @@ def run_hydra(session: Session, argv: list[str]) -> int:
             job()
         except MissingConfigException:  # an OSError too, but `translated` knows better
             raise
+        except BrokenPipeError:  # as by `--cfg job | head -1`: Hydra prints
+            mute(sys.stdout)
         except OSError as error:  # Hydra makes the run folder before the job starts
+            if error.filename is None:  # it prints
+                mute(sys.stdout)
+                raise unwritable_output(error) from error
             raise ResourceError(
                 f"the run folder cannot be made: {error.strerror or error}",
                 where=error.filename,
@@ -193,14 +204,14 @@ def run_job(session: Session, cfg: Any) -> float:
         folder.keep_error(str(error))
     except KeyboardInterrupt:
         outcome.message, outcome.code = "stopped at once, nothing saved", 130
-        sys.stderr.write("stopped at once; the last saved checkpoint is whole\n")
+        tell(sys.stderr, "stopped at once; the last saved checkpoint is whole\n")
     except Exception as error:
         shortage = ran_out(error)
         if shortage is None:
             outcome.message, outcome.code = f"{type(error).__name__}: {error}", 1
-            traceback.print_exc()
             folder.keep_error(traceback.format_exc())
-            sys.stderr.write("\nthis is a bug of segtrain: please report it with the lines above\n")
+            tell(sys.stderr, traceback.format_exc())
+            tell(sys.stderr, "\nthis is a bug of segtrain: please report it with the lines above\n")
         else:
             outcome.message, outcome.code = shortage.found, report(shortage, session.traces)
             folder.keep_error(str(shortage))
@@ -240,18 +251,65 @@ def shown(override: str) -> str:
 
 
 def report(error: SegtrainError, traces: bool) -> int:
-    """Prints the error block (and the traceback if the user asked for it) and returns the exit code."""
+    """Prints the error block (and the traceback if the user asked for it) and returns the exit code.
+
+    Under torchrun the others leave it to the first rank to tell an error that they all have.
+    """
     if traces:
-        traceback.print_exception(error)
+        tell(sys.stderr, "".join(traceback.format_exception(error)))
     rank = os.environ.get("RANK", "0")
-    sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{error}\n")
-    sys.stderr.flush()
+    if rank != "0" and vars(error).get("of_all_ranks"):
+        return error.code
+    tell(sys.stderr, ("" if rank == "0" else f"[rank {rank}] ") + f"{error}\n")
     return error.code
 
 
-def say(text: str) -> None:
-    """To standard output."""
-    sys.stdout.write(text + "\n")
+def say(text: str, end: str = "\n") -> None:
+    """To standard output.
+
+    Raises:
+        ResourceError: it goes to a file that cannot be written, as on a full disk.
+    """
+    failure = tell(sys.stdout, text + end)
+    if failure is not None and not isinstance(failure, BrokenPipeError):
+        raise unwritable_output(failure)
+
+
+def unwritable_output(error: OSError) -> ResourceError:
+    """For `> file` on a full disk."""
+    return ResourceError(f"standard output cannot be written: {error.strerror}", fix="free some space")
+
+
+def tell(stream: TextIO, text: str) -> OSError | None:
+    """Writes the text now, whatever the stream's encoding lacks; returns why it could not, after which it is mute.
+
+    Nobody may be reading any more, as after `| head -1`: that is no failure of the program.
+    """
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError as error:
+        mute(stream)
+        return error
+    return None
+
+
+def mute(stream: TextIO) -> None:
+    """Sends what the stream still holds, and all that follows, to nowhere: Python's own last flush must not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def open_missing_streams() -> None:
+    """Python has None for a stream that was closed at the start, as by `2>&-`, and the next file would get its number.
+
+    In their order, so that each gets the number that belongs to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
 
 
 if __name__ == "__main__":

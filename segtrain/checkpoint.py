@@ -13,9 +13,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +86,13 @@ def write_atomically(path: Path, content: bytes | memoryview, *, read_back: bool
 
 def _beside(path: Path) -> Path:
     """The unfinished file of this process; `remove_leftovers` finds it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # File systems take names of 255 bytes: one that leaves no room for the addition is stood for by its digest.
+    whole = os.fsencode(path.name)
+    name = path.name if len(whole) <= _LONGEST_NAME else hashlib.sha256(whole).hexdigest()
+    return path.with_name(f".{name}.{os.getpid()}.tmp")
+
+
+_LONGEST_NAME = 200
 
 
 def _compare(written: Path, content: bytes | memoryview, path: Path) -> None:
@@ -142,9 +150,9 @@ def load(path: Path) -> dict[str, Any]:
             expected="a file written by segtrain (best.pt, last.pt)",
             fix="plain weights are loaded with model.weights=PATH",
         )
-    if state["format"] != FORMAT:
+    if type(state["format"]) is not int or state["format"] != FORMAT:  # a tensor has no single truth
         raise _other_format(state, path)
-    if digest(state) != state["sha256"]:
+    if _digest_of_foreign(state, path) != state["sha256"]:
         raise CheckpointError(
             "checkpoint damaged: its content does not match its SHA-256 digest",
             where=path,
@@ -154,9 +162,30 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def _digest_of_foreign(state: Mapping[str, Any], path: Path) -> str:
+    """The digest of what was read from a file, which may hold anything that torch reads.
+
+    Raises:
+        CheckpointError: it holds what has no digest and training never writes: bytes, sets, sparse tensors, keys that
+            are no text, lists without end.
+    """
+    try:
+        return digest(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if "can't allocate memory" in str(error):  # of a whole file, for want of memory
+            raise
+        raise CheckpointError(
+            f"this file is not a segtrain checkpoint: {_first_line(error)}",
+            where=path,
+            expected="tensors, numbers, text, lists and dicts by names, as training writes them",
+            fix=f"use a checkpoint that segtrain wrote ({LAST}, {PREVIOUS}, {BEST})",
+        ) from error
+
+
 def _other_format(state: Mapping[str, Any], path: Path) -> CheckpointError:
     found, versions = state["format"], state.get("versions")
     writer = versions.get("segtrain") if isinstance(versions, dict) else None
+    writer = writer if isinstance(writer, str) else None
     newer = isinstance(found, int) and found > FORMAT
     named = f"segtrain {writer}" if writer else "a segtrain version that it does not name"
     return CheckpointError(
@@ -213,6 +242,7 @@ _DAMAGE = (
     AttributeError,
     TypeError,
     OSError,
+    struct.error,
     zipfile.BadZipFile,
 )
 
@@ -225,29 +255,39 @@ def _first_line(error: Exception) -> str:
 def digest(state: Mapping[str, Any]) -> str:
     """SHA-256 over names, dtypes, shapes, tensor bytes and the JSON of the rest; the key `sha256` is left out."""
     sha = hashlib.sha256()
+    text: list[str] = []
     for key in sorted(state):
         if key != "sha256":
-            sha.update(f"{key}\n".encode())
-            _feed(sha, state[key])
+            text.append(f"{key}\n")
+            _feed(sha, text, state[key])
+    sha.update("".join(text).encode())
     return sha.hexdigest()
 
 
-def _feed(sha: Any, value: Any) -> None:
-    if isinstance(value, torch.Tensor):
+def _feed(sha: Any, text: list[str], value: Any) -> None:
+    """Adds a value to the digest; text gathers in `text` until a tensor follows it.
+
+    A long run's scores are a hundred thousand numbers, which every checkpoint holds anew.
+    """
+    if type(value) is float and math.isfinite(value):  # first, and as JSON has it: most values are numbers
+        text.append(f"{value!r}\n")
+    elif isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
-        sha.update(f"tensor {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        text.append(f"tensor {tensor.dtype} {tuple(tensor.shape)}\n")
+        sha.update("".join(text).encode())
+        text.clear()
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, Mapping):
-        sha.update(f"dict {len(value)}\n".encode())
+    elif isinstance(value, dict | Mapping):
+        text.append(f"dict {len(value)}\n")
         for key in sorted(value, key=repr):
-            sha.update(f"{key!r}\n".encode())
-            _feed(sha, value[key])
+            text.append(f"{key!r}\n")
+            _feed(sha, text, value[key])
     elif isinstance(value, list | tuple):
-        sha.update(f"list {len(value)}\n".encode())
+        text.append(f"list {len(value)}\n")
         for item in value:
-            _feed(sha, item)
+            _feed(sha, text, item)
     else:
-        sha.update(f"{json.dumps(value)}\n".encode())
+        text.append(f"{json.dumps(value)}\n")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""What a checkpoint of ours holds: checked once, so that a foreign file is named and not stumbled over."""
+"""What a checkpoint of ours holds: checked once, so that a foreign file is named and not stumbled over.
+
+Its config is someone else's: it may say where files are, but not that some are fetched.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,15 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segtrain import signatures
 from segtrain.composition import register_resolvers
 from segtrain.errors import CheckpointError, listed
+from segtrain.settings import Settings
+
+NETWORK_WEIGHTS = ("weights", "weights_backbone")
+"""Parameters of torchvision's builders; where they are left out, some builders fetch weights all the same."""
+OLD_NETWORK_WEIGHTS = ("pretrained", "pretrained_backbone")
+"""What they were called before, which the builders still take."""
 
 
 def refuse_misfitting_content(state: Mapping[str, Any], path: Path) -> None:
@@ -43,6 +53,42 @@ def refuse_misfitting_content(state: Mapping[str, Any], path: Path) -> None:
     wrong = [key for key, fits in sound.items() if not fits]
     if wrong:
         raise _misfit(path, f"its {listed(wrong[:1])} has not the form that training writes")
+
+
+def fetch_nothing(settings: Settings, over: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+    """Takes out of a checkpoint's config, resolved and in place, what would fetch data or weights.
+
+    Args:
+        settings: of the checkpoint's config with the user's values over it.
+        over, choices: the user's own values and groups, which may fetch what they like.
+    """
+    for name, node in settings.node.items():
+        if name not in choices:
+            own = over.get(name)
+            if own is None or isinstance(own, Mapping):
+                _fetch_nothing(node, own or {}, settings.allow)
+
+
+def _fetch_nothing(node: Any, own: Mapping[str, Any], allow: list[str]) -> None:
+    if isinstance(node, list):
+        for item in node:
+            _fetch_nothing(item, {}, allow)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        inner = own.get(key)
+        if key not in own or isinstance(inner, Mapping):
+            _fetch_nothing(value, inner or {}, allow)
+    if "download" in node and "download" not in own:
+        node["download"] = False
+    if "_target_" not in node:
+        return
+    # The target itself and not its name: a name may lead to it by way of another module.
+    target = signatures.resolve(node["_target_"], "model", allow)
+    if target.__module__.split(".")[0] == "torchvision":
+        node.update({key: None for key in NETWORK_WEIGHTS if key not in own and signatures.takes(target, key)})
+        for key in set(OLD_NETWORK_WEIGHTS) & node.keys() - own.keys():
+            del node[key]
 
 
 def _misfit(path: Path, found: str) -> CheckpointError:

@@ -25,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from segtrain.errors import ConfigError, closest, listed
 
 VERSION_BASE = "1.3"
+BUNDLES = ("experiment", "debug")
+"""Groups that are no part of a run but values for several parts."""
 COMMANDS = {
     "train": "train a model (the default command)",
     "evaluate": "score a checkpoint on a dataset's split",
@@ -105,8 +107,7 @@ def lay_over(base: Mapping[str, Any], extra: Mapping[str, Any], choices: Mapping
     """
     cfg = OmegaConf.create(dict(base))
     if choices:
-        # Before composing: these two are not parts of a run but bundles of values for several of them.
-        bundle = next((group for group in choices if group in ("experiment", "debug")), None)
+        bundle = next((group for group in choices if group in BUNDLES), None)  # before composing
         if bundle is not None:
             raise ConfigError(
                 f"{bundle}={choices[bundle]} cannot be laid over a checkpoint",
@@ -149,6 +150,7 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
 @contextmanager
 def translated(command: str, overrides: list[str]) -> Iterator[None]:
     """Turns Hydra's and OmegaConf's errors into ours."""
+    _refuse_lists_of_options(overrides)
     try:
         yield
     except MissingConfigException as error:
@@ -169,6 +171,33 @@ def translated(command: str, overrides: list[str]) -> Iterator[None]:
             f"{listed(wrong) or 'a group'}: no option of the group is named",
             expected="\n".join(f"{o.split('=')[0]}={'|'.join(options[o.split('=')[0]])}" for o in wrong) or None,
         ) from error
+
+
+def _refuse_lists_of_options(overrides: Iterable[str]) -> None:
+    """Hydra merges the options of `model=[unet,fcn]`, and ends in errors of its own where they are no names or none.
+
+    Raises:
+        ConfigError: a list for a part of a run, which has one; or, for bundles of values, a list of other things than
+            names.
+    """
+    for text in overrides:
+        name, _, value = text.lstrip("+~").partition("=")
+        group = name.split("@")[0]
+        if not value.lstrip("= ").startswith("[") or ("/" not in group and group not in groups()):
+            continue
+        try:
+            options = OverridesParser.create().parse_override(text).value()
+        except HydraException:
+            continue  # it is no override, which Hydra says better
+        bundle = group in BUNDLES
+        names = isinstance(options, list) and all(isinstance(option, str) for option in options)
+        if not (bundle and names and options):
+            raise ConfigError(
+                f"{text}: a list where {'names' if bundle else 'one option'} of the group '{group}' belong"
+                + ("" if bundle else "s"),
+                expected=listed(groups().get(group, ()), 40) or None,
+                fix=f"{group}=[NAME,NAME]" if bundle else f"{group}=NAME; one job per name: --multirun {group}=A,B",
+            )
 
 
 def _missing_option(error: MissingConfigException) -> ConfigError:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
+import math
 import os
 import pickle
 import random
@@ -312,3 +315,26 @@ def test_only_the_checkpoint_module_reads_or_writes_pickles() -> None:
             loading = {"torch.hub.load_state_dict_from_url", "torch.hub.load"}
             offenders += [f"{path}:{node.lineno} {name}" for name in names if name in banned | loading]
     assert offenders == []
+
+
+def test_the_digest_of_plain_data_is_that_of_their_json() -> None:
+    """Numbers have a shorter way into it: checkpoints of before must keep their digests."""
+    values = [0.1, -0.0, 1e300, 5e-324, 1e16, 1.0, math.nan, -math.inf, 7, -(2**70), True, None, "é\n\ud800", ""]
+    text = f"a\nlist {len(values)}\n" + "".join(f"{json.dumps(value)}\n" for value in values)
+    text += "b\ndict 2\n'x'\n2.5\n'y'\nlist 0\n"
+    numbers = torch.arange(3, dtype=torch.int16)
+    whole = hashlib.sha256(text.encode() + b"c\ntensor torch.int16 (3,)\n" + numbers.numpy().tobytes() + b"d\n1\n")
+    state = {"d": 1, "c": numbers, "b": {"y": (), "x": 2.5}, "a": values, "sha256": "left out"}
+    assert checkpoint.digest(state) == whole.hexdigest()
+
+
+def test_a_file_of_the_longest_name_is_written_whole(tmp_path: Path) -> None:
+    """The unfinished file has a longer name than the file; two of one beginning must not be one."""
+    names = ["x" * 251 + end for end in (".pt", ".jp")]
+    for name in names:
+        checkpoint.write_atomically(tmp_path / name, name.encode(), read_back=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in names}
+    assert len({checkpoint._beside(tmp_path / name) for name in names}) == 2
+    checkpoint._beside(tmp_path / names[0]).write_bytes(b"")
+    checkpoint.remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -221,3 +221,30 @@ def test_class_weights_that_the_checkpoint_has_not(
     fix = re.findall(r"fix .* (loss\.class_weights=\S+)", done.err)
     done = door("evaluate", "checkpoint=own.pt", "hydra.run.dir=scored", *fix)
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_refuses_every_rank_is_told_by_the_first(
+    door: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    done = door("evaluate", f"checkpoint={checkpoint}", "export=voc", "data.num_workers=0", "hydra.run.dir=run")
+    assert done.code == 2
+    assert ("an export for VOC of 5 classes" in done.err) == (rank == 0)
+    done = door("evaluate", "checkpoint=nowhere.pt")
+    assert (done.code, "no such file" in done.err) == (4, True)  # each may have another disk
+
+
+def test_a_dataset_of_the_users_own_class_takes_the_place_of_the_checkpoints(
+    door: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_shapes_of_evaluate.py").write_text(
+        "from segtrain.data.shapes import Shapes\nclass Own(Shapes):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["data._target_=own_shapes_of_evaluate.Own", "data.num_workers=0", "data.limit=1"]
+    done = door("evaluate", f"checkpoint={checkpoint}", *words)
+    assert (done.code, "is not a class or function of an allowed package" in done.err) == (2, True)
+    done = door("evaluate", f"checkpoint={checkpoint}", *words, "allow_targets=[own_shapes_of_evaluate]")
+    assert done.code == 0, done.err
+    assert "Own val, 1 images" in done.out

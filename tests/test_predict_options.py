@@ -20,6 +20,7 @@ from PIL import Image
 
 from segtrain.data.reading import read_image
 from segtrain.experiment import from_checkpoint
+from segtrain.prediction import reading_ahead
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -433,3 +434,57 @@ def test_frames_of_someone_else_are_not_overwritten(predict: Any, tmp_path: Path
     photo(tmp_path / "out/masks/clip/000001.png")
     done = predict("input=clip.avi")
     assert (done.code, "files that predict did not write" in done.err) == (2, True)
+
+
+# --- names and faults --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of 255 bytes as on Linux")
+def test_a_name_too_long_for_its_results_is_told_and_the_longest_that_fits_is_done(
+    predict: Any, tmp_path: Path
+) -> None:
+    longest, too_long, wide = "a" * 250, "b" * 251, "é" * 125 + "x"
+    for name in (longest, too_long, wide):
+        photo(tmp_path / "in" / f"{name}.png")
+    done = predict("input=in")
+    assert done.code == 3, done.err
+    assert "2 of 3 images could not be read" in done.err
+    assert done.err.count("the file's name is too long for those of its results: 251 bytes") == 2
+    assert [path.stem for path in (tmp_path / "out" / "masks").iterdir()] == [longest]
+    assert (tmp_path / "out" / "areas" / f"{longest}.json").is_file()
+    assert predict("input=in").code == 3  # and again, when the others are done
+    done = predict("input=in", "on_error=stop", "overwrite=true")
+    assert (done.code, "fix       rename it" in done.err) == (3, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_faults_of_predict_speak_of_its_input_and_of_no_split(predict: Any, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    done = predict("input=a.png")
+    assert done.code == 3
+    assert "split" not in done.err
+    assert "fix       replace the file, or take it out of the input" in done.err
+
+
+def test_a_missing_file_of_a_list_is_told_as_such(
+    predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo(tmp_path / "there.png")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"there.png\ngone.png\n")))
+    done = predict("input=-")
+    assert done.code == 3
+    assert "error[data] file not found" in done.err
+    assert "fix       correct its path, or take it out of the input" in done.err
+    assert (tmp_path / "out" / "masks" / "there.png").is_file()
+
+
+def test_an_image_beyond_twice_pillows_limit_is_read_where_max_pixels_allows_it_and_waits_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = photo(tmp_path / "large.png", (40, 24))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert reading_ahead._pixels(file) == reading_ahead.PIXELS_HELD
+    for limit, read in ((None, True), (960, True), (959, False)):
+        (one,) = reading_ahead.read_ahead([("large", file)], 3, threads=2, depth=2, max_pixels=limit)
+        assert isinstance(one.image, np.ndarray) == read
+        assert Image.MAX_IMAGE_PIXELS == 100

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from segtrain import signatures
 from segtrain.checkpoint import digest, load, save
 from segtrain.composition import compose
 from segtrain.errors import ConfigError
+from segtrain.experiment import from_checkpoint
 from segtrain.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -394,3 +397,74 @@ def test_hostile_names_of_classes_and_files_are_text_in_the_report(door: Any, tm
     assert evil not in page
     assert "<script>alert(2)" not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
+# --- a checkpoint fetches nothing --------------------------------------------------------------------------------
+
+
+class Cut(Exception):
+    """Somebody wanted to speak to the network."""
+
+
+@pytest.fixture
+def cut_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise Cut
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "weights"))  # nothing is there already
+
+
+BUILDER = "torchvision.models.segmentation.lraspp_mobilenet_v3_large"
+FETCHING: list[dict[str, Any]] = [
+    {},  # this builder's own default fetches a backbone
+    {"weights_backbone": "DEFAULT"},
+    {"weights_backbone": "${name}"},
+    {"pretrained_backbone": True},
+    {"pretrained": True},
+    {"_target_": "torchvision.models.segmentation.lraspp.lraspp_mobilenet_v3_large"},
+    {"_target_": "${data.root}"},
+]
+
+
+def fetching(checkpoint: Path, path: Path, **keys: Any) -> Path:
+    """A checkpoint of a small network of torchvision, whose config would have weights fetched."""
+    state = load(checkpoint)
+    state["config"]["name"], state["config"]["data"]["root"] = "DEFAULT", BUILDER
+    rider = {key: state["config"]["model"][key] for key in ("normalize", "freeze_bn")}
+    state["config"]["model"] = {"_target_": BUILDER, "num_classes": 5, "weights": "imagenet", **rider, **keys}
+    network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
+    state["model"], state["ema"] = network.state_dict(), None
+    save(path, state)
+    return path
+
+
+@pytest.mark.parametrize("keys", FETCHING, ids=str)
+def test_no_config_in_a_checkpoint_fetches_weights(
+    checkpoint: Path, tmp_path: Path, cut_network: None, keys: dict[str, Any]
+) -> None:
+    found = from_checkpoint(fetching(checkpoint, tmp_path / "evil.pt", **keys), over={"trainer": {"device": "cpu"}})
+    assert found.predict(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_weights_that_the_user_asks_for_are_fetched(checkpoint: Path, tmp_path: Path, cut_network: None) -> None:
+    """So the test above sees a network where there is one."""
+    path = fetching(checkpoint, tmp_path / "own.pt", weights_backbone=None)
+    with pytest.raises(Cut):
+        from_checkpoint(path, over={"model": {"weights_backbone": "DEFAULT"}})
+
+
+@pytest.mark.parametrize("target", ["segtrain.data.voc.Voc", "segtrain.data.pet.Pet", "segtrain.data.voc.VocAug"])
+def test_no_config_in_a_checkpoint_fetches_data(
+    door: Any, checkpoint: Path, tmp_path: Path, cut_network: None, target: str
+) -> None:
+    kept = ("classes", "palette", "num_classes", "crop_size", "channels")
+    node = {key: load(checkpoint)["config"]["data"][key] for key in kept}
+    crafted(checkpoint, tmp_path / "evil.pt", data={"_target_": target, "root": "mine", "download": True, **node})
+    done = door("evaluate", "checkpoint=evil.pt", "hydra.run.dir=run")
+    assert (done.code, done.err.splitlines()[0].startswith("error[data]")) == (3, True), done.err
+    assert not (tmp_path / "mine").exists()
+    done = door("evaluate", "checkpoint=evil.pt", "data.download=true")
+    assert (done.code, "Cut" in done.err) == (1, True), done.err

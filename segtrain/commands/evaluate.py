@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from segtrain import distributed, experiment, signatures
 from segtrain.checkpoint import write_atomically
 from segtrain.composition import compose, lay_over
+from segtrain.errors import ConfigError, SegtrainError
 from segtrain.evaluator import evaluate
 from segtrain.export_formats import CityscapesExport, VocExport
 from segtrain.gallery import Gallery
@@ -24,7 +27,7 @@ from segtrain.metrics.digest import DataDigest
 from segtrain.protocol import protocol_card
 from segtrain.report.page import evaluation_page
 from segtrain.run_folder import RunFolder
-from segtrain.tracking import RunTracker, Tracker, class_table, percent, write_json
+from segtrain.tracking import RunTracker, Tracker, class_table, percent, say_early, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +62,23 @@ class Extras:
 def run(cfg: DictConfig, folder: RunFolder) -> float:
     """Scores one split, prints the table, writes `metrics.json` and what was asked for; returns the mean IoU."""
     plain: Any = OmegaConf.to_container(cfg)
-    signatures.check(plain, EvaluateOptions, "")
+    # What is laid over the checkpoint's config is checked as part of it, where its targets have all their keys.
+    own = {**plain, "over": None} if isinstance(plain.get("over"), dict) else plain
+    signatures.check(own, EvaluateOptions, "")
     options = EvaluateOptions(**plain)
     folder.refuse_other_run("checkpoints", "hydra.run.dir=DIR names another folder; without it a new one is made")
     segmenter, source = _segmenter(options)
     path = Path(distributed.from_main(str(folder.choose(segmenter.settings.name))))
-    if distributed.is_main():
-        folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
-        for stale in ("metrics.json", "per_image.npz", "report.html"):  # of an earlier evaluation in this folder
-            (path / stale).unlink(missing_ok=True)
+    with _held_for_all(folder):
+        if distributed.is_main():
+            folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
+            for stale in ("metrics.json", "per_image.npz", "report.html"):  # of an earlier evaluation in this folder
+                (path / stale).unlink(missing_ok=True)
+        return _evaluate(options, segmenter, source, path)
+
+
+def _evaluate(options: EvaluateOptions, segmenter: experiment.Segmenter, source: str, path: Path) -> float:
+    """Scores the split into the folder `path`, which is ours alone; returns the mean IoU."""
     tracker = RunTracker(path, log_name="evaluate.log") if distributed.is_main() else Tracker()
     dataset = segmenter.dataset(options.split)
     loader = segmenter.loader(dataset)
@@ -97,6 +108,31 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     return float(scores["miou"])
 
 
+@contextmanager
+def _held_for_all(folder: RunFolder) -> Iterator[None]:
+    """Keeps other runs out of the folder; where the first rank finds one in it, no other rank goes on without it.
+
+    Raises:
+        SegtrainError: of every rank, as the first has it.
+    """
+    refusal: SegtrainError | None = None
+    with ExitStack() as until_the_end:
+        try:
+            until_the_end.enter_context(folder.held(say_early))
+        except SegtrainError as error:
+            refusal = error
+        refusal = distributed.from_main(refusal)
+        if refusal is not None:
+            raise _of_all_ranks(refusal)
+        yield
+
+
+def _of_all_ranks(error: SegtrainError) -> SegtrainError:
+    """The error as the door knows it: every rank raises it, and the first alone tells it."""
+    vars(error)["of_all_ranks"] = True
+    return error
+
+
 def _segmenter(options: EvaluateOptions) -> tuple[experiment.Segmenter, str]:
     """The network to score, and what to call it: a checkpoint, published weights, or a method that learns nothing."""
     over, choices = options.over or {}, options.choices or {}
@@ -120,13 +156,20 @@ def _extras(options: EvaluateOptions, segmenter: experiment.Segmenter, path: Pat
         city = _is_cityscapes(segmenter)
         boundary = BoundaryScores(names, dilation_ratio=0.005, trimap="edges") if city else BoundaryScores(names)
         full = [boundary, Calibration(), ErrorAnatomy(names), *([CityscapesScores(classes=names)] if city else [])]
-    export: CityscapesExport | VocExport | None = None
-    if options.export == "cityscapes":
-        export = CityscapesExport(path / "cityscapes", classes=names)
-    if options.export == "voc":
-        export = VocExport(path / "voc", classes=names, split=options.split)
+    try:
+        export = _export(options, names, path)
+    except ConfigError as error:
+        raise _of_all_ranks(error) from error.__cause__
     gallery = Gallery(names, segmenter.palette) if options.report else None
     return Extras(DataDigest(), PerImageCounts(names), full, gallery, export)
+
+
+def _export(options: EvaluateOptions, names: list[str], path: Path) -> CityscapesExport | VocExport | None:
+    if options.export == "cityscapes":
+        return CityscapesExport(path / "cityscapes", classes=names)
+    if options.export == "voc":
+        return VocExport(path / "voc", classes=names, split=options.split)
+    return None
 
 
 def _is_cityscapes(segmenter: experiment.Segmenter) -> bool:

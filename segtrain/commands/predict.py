@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from segtrain import experiment, signatures
 from segtrain.composition import compose, lay_over
-from segtrain.errors import DataError, Interrupted
+from segtrain.errors import ConfigError, DataError, Interrupted
+from segtrain.lock import FolderLock
 from segtrain.prediction.files import Legend
 from segtrain.prediction.flow import Flow
-from segtrain.prediction.inputs import find_inputs
+from segtrain.prediction.inputs import find_inputs, too_long
 from segtrain.prediction.journal import Journal, refuse_overwriting, sweep
 from segtrain.prediction.network import Wanted, made_by
-from segtrain.prediction.reading_ahead import pixel_limit
 from segtrain.run_folder import RunFolder, override
 from segtrain.stopping import StopSignal
-from segtrain.tracking import RunTracker, write_json
+from segtrain.tracking import RunTracker, say_early, write_json
 from segtrain.types import Fraction, PositiveInt
 
 SAID = 20
@@ -56,52 +56,95 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
         Interrupted: Ctrl-C or SIGTERM; what is written is whole, and a second call goes on from there.
     """
     plain: Any = OmegaConf.to_container(cfg)
-    signatures.check(plain, PredictOptions, "")
+    # What is laid over the checkpoint's config is checked as part of it, where its targets have all their keys.
+    own = {**plain, "over": None} if isinstance(plain.get("over"), dict) else plain
+    signatures.check(own, PredictOptions, "")
     options = PredictOptions(**plain)
     folder.refuse_other_run("checkpoints", "hydra.run.dir=DIR names another folder; without it a new one is made")
     known = Path(options.output).expanduser() if options.output else folder.path
-    inputs, own = find_inputs(options.input, known)
-    refuse_overwriting(inputs, known)
+    inputs, results = find_inputs(options.input, known)
+    failures = too_long(inputs, known or Path())
+    if failures and options.on_error == "stop":
+        raise next(iter(failures.values()))
+    fitting = {name: file for name, file in inputs.items() if name not in failures}
+    refuse_overwriting(fitting, known)
     segmenter, report = _segmenter(options)
     path = folder.choose(segmenter.settings.name)
-    folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
-    tracker = RunTracker(path, log_name="predict.log")
-    tracker.say(f"model  {report}")
-    passed = f", {own} results of predict passed over" if own else ""
-    tracker.say(f"images {len(inputs)} on {segmenter.device}{passed}")
+    with folder.held(say_early), _output_held(known or path, folder):
+        folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
+        tracker = RunTracker(path, log_name="predict.log")
+        tracker.say(f"model  {report}")
+        passed = f", {results} results of predict passed over" if results else ""
+        tracker.say(f"images {len(inputs)} on {segmenter.device}{passed}")
+        _predict(options, fitting, list(failures.values()), segmenter, folder, known or path, tracker)
+    return math.nan
+
+
+def _predict(
+    options: PredictOptions,
+    inputs: Mapping[str, Path],
+    failures: list[DataError],
+    segmenter: experiment.Segmenter,
+    folder: RunFolder,
+    output: Path,
+    tracker: RunTracker,
+) -> None:
+    """Writes the results of `inputs` into `output`, which is ours alone, and tells of all failures at the end."""
     wanted = Wanted(probs=options.probs, confidence=options.confidence, abstain=options.abstain)
-    journal = Journal(known or path, made_by(segmenter, wanted, options.opacity))
+    journal = Journal(output, made_by(segmenter, wanted, options.opacity))
     left = _left_to_do(inputs, journal, options.overwrite, tracker)
     bar = tracker.bar(len(left), "predict")
+    count = len(inputs) + len(failures)
 
     def note(file: Path, line: Mapping[str, Any]) -> None:
         bar.update(1)
         if len(inputs) <= SAID:
             tracker.say(f"{file}: {_shares(line)}")
 
-    with StopSignal() as stop, pixel_limit(options.max_pixels), closing(bar):
+    with StopSignal() as stop, closing(bar):
         flow = Flow(
             segmenter=segmenter,
             wanted=wanted,
             legend=Legend(segmenter.classes, segmenter.palette, options.opacity),
             journal=journal,
-            batch_size=segmenter.settings.rider["data"].batch_size,
+            batch_size=segmenter.settings.rider["data"].images,
             threads=segmenter.settings.rider["data"].num_workers,
+            max_pixels=options.max_pixels,
             stop_on_error=options.on_error == "stop",
             stopped=lambda: stop.received is not None,
             note=note,
+            failures=failures,
         )
         flow.run(left)
-    _summarize(inputs, journal, flow, path, tracker)
+    _summarize(inputs, journal, flow, tracker)
     if stop.received is not None:
         done = len(inputs.keys() & journal.lines.keys())
         raise Interrupted(
-            f"stopped with {done} of {len(inputs)} images done; their files are whole",
+            f"stopped with {done} of {count} images done; their files are whole",
             signal=stop.received,
             fix=f"to go on: {_same_again(folder)}",
         )
-    _raise_failures(flow.failures, len(inputs))
-    return math.nan
+    _raise_failures(flow.failures, count)
+
+
+@contextmanager
+def _output_held(output: Path, folder: RunFolder) -> Iterator[None]:
+    """Keeps other calls out of `output=DIR`, which is not the run folder.
+
+    Raises:
+        ConfigError: another one writes there.
+    """
+    if folder.path is not None and output.resolve() == folder.path.resolve():
+        yield
+        return
+    command = folder.command_line("predict", *folder.overrides)
+    with ExitStack() as until_the_end:
+        try:
+            until_the_end.enter_context(FolderLock(output, command=command, say=say_early))
+        except ConfigError as error:
+            error.fix = "wait for its end, stop it, or choose another output=DIR"
+            raise
+        yield
 
 
 def goal(cfg: DictConfig) -> tuple[str, bool]:
@@ -129,18 +172,18 @@ def _shares(line: Mapping[str, Any]) -> str:
     return frames + ", ".join(f"{name} {share:.1%}" for name, share in shares)
 
 
-def _summarize(inputs: Mapping[str, Path], journal: Journal, flow: Flow, path: Path, tracker: RunTracker) -> None:
+def _summarize(inputs: Mapping[str, Path], journal: Journal, flow: Flow, tracker: RunTracker) -> None:
     """Sums over all images that are done, by this call or before."""
     lines = [journal.lines[name] for name in inputs if name in journal.lines]
     pixels = {name: sum(line["areas"][name] for line in lines) for name in flow.legend.classes}
     summary: dict[str, Any] = {"images": len(lines), "pixels": pixels}
     if flow.wanted.abstain is not None:
         summary["abstained"] = sum(line["abstained"] for line in lines)
-    write_json(path / "metrics.json", summary)
+    write_json(tracker.folder / "metrics.json", summary)
     for kind in flow.kinds:
         tracker.say(f"{kind}: {journal.output / kind}")
     tracker.say(f"results: {journal.path}")
-    tracker.say(f"metrics: {path / 'metrics.json'}")
+    tracker.say(f"metrics: {tracker.folder / 'metrics.json'}")
 
 
 def _same_again(folder: RunFolder) -> str:

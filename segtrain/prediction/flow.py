@@ -36,6 +36,8 @@ class Flow:
         legend: what the pictures share.
         journal: where done images are noted; its folder takes the results.
         batch_size, threads: of reading; neither changes a result's content.
+        max_pixels: larger images are failures; None: there are none.
+        failures: inputs that are known to be none, for the report at the end.
         stopped: asked between batches.
         note: told of each input that is done: its file and its line in the journal.
     """
@@ -46,6 +48,7 @@ class Flow:
     journal: Journal
     batch_size: int
     threads: int
+    max_pixels: int | None
     stop_on_error: bool
     stopped: Callable[[], bool]
     note: Callable[[Path, Mapping[str, Any]], object]
@@ -56,7 +59,9 @@ class Flow:
         images = [(name, file) for name, file in inputs.items() if not is_video(file)]
         videos = [(name, file) for name, file in inputs.items() if is_video(file)]
         depth = 2 * self.batch_size
-        loaded = read_ahead(images, self.segmenter.channels, threads=self.threads, depth=depth)
+        loaded = read_ahead(
+            images, self.segmenter.channels, threads=self.threads, depth=depth, max_pixels=self.max_pixels
+        )
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool, closing(loaded):
             writers = Bounded(pool, depth)
             try:

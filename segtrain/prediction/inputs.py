@@ -6,6 +6,7 @@ import glob
 import os
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from segtrain.data.dataset import IMAGE_SUFFIXES
@@ -13,6 +14,10 @@ from segtrain.errors import DataError, listed
 from segtrain.prediction.files import KINDS
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+SHORTEST_LIMIT = 255
+"""Bytes of a file's name, where the system does not say how long it may be."""
 
 
 def is_video(file: Path) -> bool:
@@ -88,6 +93,26 @@ def _named(roots: list[Path], files: list[Path]) -> dict[str, Path]:
             )
         found[result] = file
     return found
+
+
+def too_long(inputs: Mapping[str, Path], output: Path) -> dict[str, DataError]:
+    """Inputs whose results would have longer names than the file system of `output` takes, with what to say of each.
+
+    A photo's own name may be as long as any, and that of its areas is longer: `.json` in place of `.jpg`.
+    """
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+    limit = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else SHORTEST_LIMIT
+    room = limit - max(len(suffix) for suffix in KINDS.values())
+    return {
+        name: DataError(
+            f"the file's name is too long for those of its results: {len(os.fsencode(Path(name).name))} bytes",
+            where=file,
+            expected=f"at most {room} bytes without the ending",
+            fix="rename it",
+        )
+        for name, file in inputs.items()
+        if len(os.fsencode(Path(name).name)) > room
+    }
 
 
 def _is_input(file: Path) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from segtrain.data.reading import read_image
+from segtrain.data.reading import FORMATS, read_image
 from segtrain.errors import DataError
 from segtrain.prediction.journal import Stamp
 
@@ -31,34 +31,21 @@ class Loaded:
     image: np.ndarray | DataError
 
 
-@contextmanager
-def pixel_limit(limit: int | None) -> Iterator[None]:
-    """Within, Pillow refuses images of more pixels than `limit` and no others; None: it refuses none."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = limit
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
 def read_ahead(
-    inputs: Iterable[tuple[str, Path]], channels: Literal[1, 3], *, threads: int, depth: int
+    inputs: Iterable[tuple[str, Path]], channels: Literal[1, 3], *, threads: int, depth: int, max_pixels: int | None
 ) -> Generator[Loaded, None, None]:
     """Every image in its order; at most `depth` of them and `PIXELS_HELD` pixels are read before they are asked for.
 
-    With no threads an image is read when it is asked for.
+    With no threads an image is read when it is asked for. Images of more than `max_pixels` are not read; None: all are.
     """
 
     def load(name: str, file: Path) -> Loaded:
         stamp = Stamp.of(file)  # before the pixels: a file that changes meanwhile is then read again next time
         try:
-            return Loaded(name, file, stamp, read_image(file, channels))
+            image = read_image(file, channels, max_pixels=sys.maxsize if max_pixels is None else max_pixels)
+            return Loaded(name, file, stamp, image)
         except DataError as error:
-            if error.found.startswith("image is too large"):
-                error.expected = f"at most max_pixels={Image.MAX_IMAGE_PIXELS} pixels"
-                error.fix = "max_pixels=N, if you trust the file and have some 15 bytes of memory per pixel"
-            return Loaded(name, file, stamp, error)
+            return Loaded(name, file, stamp, _advised(error, max_pixels))
 
     if threads == 0:
         yield from (load(name, file) for name, file in inputs)
@@ -100,10 +87,24 @@ class Bounded:
             future.cancel()
 
 
+def _advised(error: DataError, max_pixels: int | None) -> DataError:
+    """The error with advice for predict, which has neither a split nor `data.max_pixels`."""
+    if error.found.startswith("image is too large"):
+        error.expected = f"at most max_pixels={max_pixels} pixels"
+        error.fix = "max_pixels=N, if you trust the file and have some 15 bytes of memory per pixel"
+    elif error.found == "file not found":
+        error.fix = "correct its path, or take it out of the input"
+    elif error.fix and "split" in error.fix:
+        error.fix = "replace the file, or take it out of the input"
+    return error
+
+
 def _pixels(file: Path) -> int:
     """What the header says; 0 where there is no telling, which reading the file will then report."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return image.width * image.height
+    except Image.DecompressionBombError:  # more than twice Pillow's own limit, which here may be allowed
+        return PIXELS_HELD
     except Exception:  # damaged files make Pillow raise almost anything
         return 0
