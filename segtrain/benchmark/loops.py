@@ -137,10 +137,10 @@ def by_hand(settings: Settings, loader: ReadyBatches, device: torch.device, mode
     def epoch() -> None:
         model.train()
         for (batch,) in loader.steps(0):
-            image = batch.image.to(device, non_blocking=True)
-            target = batch.target.to(device, non_blocking=True).long()
+            batch = batch.to(device)
             with trainer.precision():
-                loss = task.loss(dict(model(task.normalize(image))), target)["loss"]
+                outputs = dict(model(task.normalize(batch.image, batch.color)))
+                loss = task.loss(outputs, batch.target.long())["loss"]
             loss.backward()
             optimizer.step()
             scheduler.step()

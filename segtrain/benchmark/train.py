@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from segtrain.benchmark.bench import Bench
 from segtrain.benchmark.hardware import matrix_rate
@@ -151,9 +152,18 @@ def step_of(key: str, settings: Settings, device: torch.device) -> Callable[[], 
 
 
 def prepare(key: str, tree: dict[str, Any], device: str) -> Callable[[], object]:
-    """One step for a process that measures its memory, which thereby has the network's weights in it too."""
-    settings = Settings(lay_over(tree, ENDLESS, {}))
-    return lambda: step_of(key, settings, torch.device(device))()
+    """One step for a process that measures its memory, which thereby has the network's weights in it too.
+
+    A tiny step comes first: the pages of the libraries that it loads are not the step's memory.
+    """
+    settings, where = Settings(lay_over(tree, ENDLESS, {})), torch.device(device)
+    model = Tiny(2).to(where)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    F.cross_entropy(
+        model(torch.zeros(1, 3, 8, 8, device=where))["out"], torch.zeros(1, 8, 8).long().to(where)
+    ).backward()
+    optimizer.step()
+    return lambda: step_of(key, settings, where)()
 
 
 def waiting(bench: Bench, settings: Settings, device: torch.device) -> list[Table]:
