@@ -68,6 +68,8 @@ class LabelMap:
             DataError: a value or color is not accounted for.
         """
         if values.ndim == 2:
+            if self._are_indices(values):
+                return values
             target = self._values.lookup(values)
             if _legal(target):
                 return target
@@ -86,6 +88,15 @@ class LabelMap:
         """Whether 255 in a file means unlabelled by default, not by `label_map`, and nothing else does."""
         mapped = self.label_map or {}
         return not self.ignore_colors and IGNORE_INDEX not in mapped and IGNORE_INDEX not in mapped.values()
+
+    def _are_indices(self, values: np.ndarray) -> bool:
+        """Whether file values are legal class indices as they are: a look at them is faster than a table."""
+        # One up, 255 is 0, and what is legal is nothing above the number of classes.
+        return (
+            self.label_map is None
+            and values.dtype == np.uint8
+            and int((values + np.uint8(1)).max()) <= self.num_classes
+        )
 
     def _grey(self, values: np.ndarray, by_color: np.ndarray, path: Path | str) -> np.ndarray:
         by_value = self._values.lookup(np.ascontiguousarray(values))

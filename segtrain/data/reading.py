@@ -106,6 +106,24 @@ def read_alpha(path: Path, *, upright: bool = False, max_pixels: int | None = No
     return _decode(path, alpha, max_pixels)
 
 
+def read_size(path: Path, *, upright: bool = False, max_pixels: int | None = None) -> tuple[int, int]:
+    """(height, width) as the file's header says, no pixel decoded; `upright`: of an image turned by its EXIF.
+
+    An orientation that a PNG tells after its pixels is not seen.
+
+    Raises:
+        DataError: missing, empty, not an image or too large.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        # A TIFF's size has its orientation in it already; PNG's own `getexif` would decode the pixels to look behind.
+        exif = Image.Image.getexif(image) if upright and image.format != "TIFF" else {}
+        turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+    return _decode(path, size, max_pixels)
+
+
 def _decode(path: Path, pixels_of: Callable[[Image.Image], T], max_pixels: int | None) -> T:
     """`pixels_of(image)`; whatever Pillow raises on a damaged file becomes an error that names it."""
     try:
@@ -201,10 +219,11 @@ def _image_pixels(image: Image.Image, path: Path, channels: int, upright: bool) 
             fix="scale the values yourself and save as 16-bit PNG or TIFF",
         )
     if image.mode in ("1", "L") and channels == 1:
-        return np.array(image.convert("L"))[..., None]
+        return np.array(image if image.mode == "L" else image.convert("L"))[..., None]
     if image.mode == "P" and image.has_transparency_data:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of the transparency it drops
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # Pillow would copy it
+        image = image.convert("RGB")
     return np.array(image) if channels == 3 else np.array(image.convert("L"))[..., None]
 
 
@@ -230,7 +249,8 @@ def _mask_pixels(image: Image.Image, path: Path, keep_channels: bool) -> np.ndar
     raw = _raw_mode(image)
     values = np.array(image)
     if image.mode in ("P", "L", "1"):
-        return values.astype(np.uint8, copy=False) // np.uint8(_SPREAD.get(raw, 1))
+        stored = values.astype(np.uint8, copy=False)
+        return stored // np.uint8(_SPREAD[raw]) if raw in _SPREAD else stored
     if image.mode in _DEEP_GREY:
         return values.astype(np.uint16)
     if image.mode == "I":

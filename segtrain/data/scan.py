@@ -1,7 +1,8 @@
 """Reads the masks before the first step: are they usable, and how common is each class?
 
 The counts feed the class weights; the check turns a label fault into one error that names the files, instead
-of a device-side assert or a class that never learns.
+of a device-side assert or a class that never learns. An image is looked at no further than its header, which says
+whether its size is the mask's.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import numpy as np
 from segtrain.data.caching.cache import is_cached
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.faults import together
+from segtrain.data.reading import read_size
 from segtrain.errors import DataError
-from segtrain.types import IGNORE_INDEX, PositiveInt
+from segtrain.types import IGNORE_INDEX, PositiveInt, Record
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,13 @@ class Scan:
 
 
 def scan(dataset: SegmentationDataset, limit: PositiveInt | None = None, threads: PositiveInt = 4) -> Scan:
-    """Counts the labels of `limit` evenly spaced samples (None: of all); no image is read.
+    """Counts the labels of `limit` evenly spaced samples (None: of all); no image is decoded.
 
     Where the dataset has a cache all counts are known already, and all samples are looked at whatever the limit.
 
     Raises:
-        DataError: masks that cannot be used, all of them in one error; or a binary dataset whose masks hold 0
-            and 255 alone, where 255 means unlabelled.
+        DataError: masks that cannot be used, or images of other sizes than theirs, all of them in one error; or a
+            binary dataset whose masks hold 0 and 255 alone, where 255 means unlabelled.
     """
     indices = _evenly(len(dataset), None if is_cached(dataset) else limit)
     # Decoding releases the GIL, so threads are enough; sums of integers do not depend on their order.
@@ -66,7 +68,8 @@ def scan(dataset: SegmentationDataset, limit: PositiveInt | None = None, threads
         if isinstance(count, DataError)
     ]
     if errors:
-        raise together(errors, len(indices))
+        of_masks = all(_is_about_a_mask(*error) for error in errors)
+        raise together(errors, len(indices), "masks" if of_masks else "samples")
     found = _sum([count for count in counted if not isinstance(count, DataError)], dataset)
     if _foreground_is_255(found, dataset):
         if len(indices) < len(dataset):
@@ -82,9 +85,28 @@ def _evenly(count: int, limit: int | None) -> list[int]:
 
 def _count(dataset: SegmentationDataset, index: int) -> np.ndarray | DataError:
     try:
-        return dataset.count_labels(index)
+        counts = dataset.count_labels(index)
+        if not is_cached(dataset):  # what is in a cache was compared when it was built
+            _compare_sizes(dataset, dataset.records[index])
     except DataError as error:
         return error
+    return counts
+
+
+def _compare_sizes(dataset: SegmentationDataset, record: Record) -> None:
+    """Raises `load`'s own error where the headers of image and mask do not say one size."""
+    files = record.image, record.target
+    # A `load` of its own may bring the two together in its own way.
+    if type(dataset).load is not SegmentationDataset.load or files[0] is None or files[1] is None:
+        return
+    image = read_size(files[0], upright=dataset.exif == "apply", max_pixels=dataset.max_pixels)
+    mask = read_size(files[1], max_pixels=dataset.max_pixels)
+    if image != mask:
+        dataset.load(record)  # has the last word: a header does not tell everything
+
+
+def _is_about_a_mask(record: Record, error: DataError) -> bool:
+    return record.image is None or not str(error.where or "").startswith(str(record.image))
 
 
 def _sum(counts: Sequence[np.ndarray], dataset: SegmentationDataset) -> Scan:

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version when imported
-from albumentations import Blur, GaussianBlur, MotionBlur
+from albumentations import Blur, GaussianBlur, HorizontalFlip, MotionBlur, VerticalFlip
 from albumentations.core.composition import BaseCompose
 from albumentations.core.transforms_interface import BasicTransform, DualTransform
 
 from segtrain.data.color import ColorMatrix, chained, color_matrix, mean_color, painted
+from segtrain.data.crops import FILL as FILL
+from segtrain.data.crops import CropAndFlip
+from segtrain.data.crops import Fit as Fit
+from segtrain.data.crops import RandomScaleCrop as RandomScaleCrop  # where configs name them
 from segtrain.errors import ConfigError, DataError, listed
-from segtrain.types import IGNORE_INDEX, PositiveFloat, Size, height_width
+from segtrain.types import IGNORE_INDEX
 
-FILL = (124, 116, 104)
-"""What padding looks like: ImageNet's mean color, which is near zero after normalization."""
-NEAREST = cv2.INTER_NEAREST_EXACT
-"""By pixel centers, as the image is resized; OpenCV's INTER_NEAREST shifts a halved target by half a source pixel."""
 BLURS = (Blur, GaussianBlur, MotionBlur)
 """Means of neighbors with weights that add up to 1: before or after a matrix on colors they give the same."""
-_SHIFT = 0.05
+COPIERS = (RandomScaleCrop, Fit, HorizontalFlip, VerticalFlip)
+"""They copy labels from pixel to pixel: none can appear that was not there, and none need be looked for."""
 
 Unfinished = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -58,6 +58,8 @@ class SegmentationTransform:
             self.steps[name] = step
             protect_target(step)
         self.deferred = _deferred(self.steps)
+        self.joined = _joined(self.steps)
+        self.trusted = all(name in self.deferred or type(step) in COPIERS for name, step in self.steps.items())
 
     def __call__(
         self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int]
@@ -72,7 +74,7 @@ class SegmentationTransform:
         """
         finished = self._run(image, target, seed)
         # Once per sample; which step was at fault is found by running them again.
-        if _has_new_labels(target, finished[1]):
+        if not self.trusted and _has_new_labels(target, finished[1]):
             self._run(image, target, seed, watched=True)
             raise DataError(
                 f"augment.transforms invented labels: one of {listed(list(self.steps))}",
@@ -84,13 +86,15 @@ class SegmentationTransform:
     def _run(
         self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int], watched: bool = False
     ) -> Unfinished:
-        generator = np.random.default_rng(seed)
-        python_random = random.Random(int(generator.integers(2**63)))
+        # Bit for bit `default_rng(seed)` and its `integers(2**63)`, in half their time.
+        bits = np.random.PCG64(seed)
+        python_random = random.Random(int(bits.random_raw()) >> 1)
+        generator = np.random.Generator(bits)
         deep = image.dtype == np.float32  # albumentations wants floats in [0, 1]; ours are in [0, 255]
         if deep:
             image = image / np.float32(255)
         color: np.ndarray | None = None
-        for name, step in self.steps.items():
+        for name, step in (self.steps if watched else self.joined).items():
             step.set_random_state(generator, python_random)
             if name in self.deferred:
                 color = _with_matrix(step, image, color)  # type: ignore[arg-type]
@@ -131,6 +135,23 @@ def _deferred(steps: dict[str, BasicTransform | BaseCompose]) -> frozenset[str]:
         elif not _commutes(step):
             break
     return frozenset(found)
+
+
+def _joined(steps: dict[str, BasicTransform | BaseCompose]) -> dict[str, BasicTransform | BaseCompose | CropAndFlip]:
+    """The steps by name, each RandomScaleCrop and the flip right after it as one."""
+    found: dict[str, BasicTransform | BaseCompose | CropAndFlip] = {}
+    before = ""
+    for name, step in steps.items():
+        crop = found.get(before)
+        if type(step) is RandomScaleCrop:
+            found[name] = CropAndFlip(step)
+        elif type(step) is HorizontalFlip and isinstance(crop, CropAndFlip) and crop.flip is None:
+            crop.flip = step
+            continue  # another flip after this one is a step of its own
+        else:
+            found[name] = step
+        before = name
+    return found
 
 
 def _commutes(step: BasicTransform | BaseCompose) -> bool:
@@ -174,143 +195,3 @@ def protect_target(step: BasicTransform | BaseCompose) -> None:
         step.fill_mask = IGNORE_INDEX
     if hasattr(step, "mask_interpolation"):
         step.mask_interpolation = cv2.INTER_NEAREST
-
-
-class RandomScaleCrop(DualTransform):
-    """Scales by a factor drawn uniformly from `scale_range`, pads to `size` where smaller, crops `size` at random.
-
-    The recipe of the FCN-to-DeepLab line. Aspect ratio is kept; padding is `FILL` in the image, 255 in the target.
-    Only the part of the image that the crop shows is scaled. The target is what scaling all of it would give; the image
-    differs by a shift of at most 1/20 of a pixel along each axis (see `Span`) and by rounding.
-    """
-
-    def __init__(self, *, size: Size, scale_range: list[PositiveFloat], p: float = 1.0) -> None:
-        super().__init__(p=p)
-        if len(scale_range) != 2 or scale_range[0] > scale_range[1]:
-            raise ConfigError(f"augment.scale_range={scale_range}", expected="[smallest, largest], e.g. [0.5, 2.0]")
-        self.size = height_width(size)
-        self.scale_range = scale_range
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        scale = self.py_random.uniform(*self.scale_range)
-        scaled = max(1, round(height * scale)), max(1, round(width * scale))
-        # Padding is split at random too, so that a small image may lie anywhere in the crop.
-        spare = [self.size[axis] - scaled[axis] for axis in (0, 1)]
-        offset = [self.py_random.randint(min(0, room), max(0, room)) for room in spare]
-        rows, columns = (
-            Span.of(length, to, max(0, -at), min(to, side))
-            for length, to, at, side in zip((height, width), scaled, offset, self.size, strict=True)
-        )
-        return {"rows": rows, "columns": columns, "corner": (max(0, offset[0]), max(0, offset[1]))}
-
-    def apply(self, img: np.ndarray, rows: Span, columns: Span, corner: tuple[int, int], **params: Any) -> np.ndarray:
-        window = img[rows.first : rows.last, columns.first : columns.last]
-        if rows.scale != 1 or columns.scale != 1:
-            # Without a size, OpenCV keeps these factors as they are instead of those that fit the window.
-            window = cv2.resize(window, None, fx=columns.scale, fy=rows.scale, interpolation=cv2.INTER_LINEAR)
-        part = window[rows.skip : rows.skip + rows.count, columns.skip : columns.skip + columns.count]
-        return _pad(part.reshape(rows.count, columns.count, *img.shape[2:]), self.size, corner, _fill_of(img))
-
-    def apply_to_mask(
-        self, mask: np.ndarray, rows: Span, columns: Span, corner: tuple[int, int], **params: Any
-    ) -> np.ndarray:
-        vertical, horizontal = rows.nearest(), columns.nearest()
-        if rows.scale < 1:  # whole rows are copied fastest: shrunk first, they are fewer, enlarged last
-            part = mask.take(vertical, 0, mode="clip").take(horizontal, 1, mode="clip")
-        else:
-            window = mask[vertical[0] : vertical[-1] + 1].take(horizontal, 1, mode="clip")
-            part = window.take(vertical - vertical[0], 0, mode="clip")
-        return _pad(part, self.size, corner, [IGNORE_INDEX])
-
-
-@dataclass(frozen=True)
-class Span:
-    """One axis of a crop from a scaled image: which source pixels to scale, and which of the result to keep.
-
-    Scaling source pixels `first` to `last - 1` by `scale` and keeping `count` from `skip` on gives the `count` pixels
-    from `start` on of the whole axis scaled, whose `length` pixels become `scaled`, moved by at most `_SHIFT` of a
-    scaled pixel: `first` is chosen so that `first * scale` is that close to a whole number.
-    """
-
-    length: int
-    scaled: int
-    start: int
-    count: int
-    first: int
-    last: int
-    skip: int
-
-    @classmethod
-    def of(cls, length: int, scaled: int, start: int, count: int) -> Span:
-        """The span of the fewest source pixels; 0 <= start, 0 < count, start + count <= scaled."""
-        if scaled == length:
-            return cls(length, scaled, start, count, start, start + count, 0)
-        needed = max(0, (start - 1) * length // scaled - 1)  # with the left neighbor of the leftmost point
-        # A few pixels back as a rule; many where the scale is close to a simple fraction. Zero is always on the grid.
-        first = next(at for at in range(needed, -1, -1) if _off_grid(at * scaled, length) <= _SHIFT * length)
-        last = min(length, -(-(start + count + 1) * length // scaled) + 1)
-        skip = start - (2 * first * scaled + length) // (2 * length)
-        return cls(length, scaled, start, count, first, last, skip)
-
-    @property
-    def scale(self) -> float:
-        return self.scaled / self.length
-
-    def nearest(self) -> np.ndarray:
-        """(count,) int64: the source pixel that holds the center of each pixel kept; exact, from whole numbers."""
-        return (2 * np.arange(self.start, self.start + self.count) + 1) * self.length // (2 * self.scaled)
-
-
-def _off_grid(position: int, unit: int) -> int:
-    """How far `position` is from a multiple of `unit`."""
-    rest = position % unit
-    return min(rest, unit - rest)
-
-
-class Fit(DualTransform):
-    """Brings every image to `size` without randomness: `resize` (aspect ratio not kept) or `pad`.
-
-    `pad` centers the image on the canvas and cuts what does not fit; padding is `FILL`, and 255 in the target.
-    """
-
-    def __init__(self, *, size: Size, mode: Literal["resize", "pad"] = "resize") -> None:
-        super().__init__(p=1.0)
-        self.size = height_width(size)
-        self.mode = mode
-
-    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        fill = _fill_of(img)
-        return self._fit(img, cv2.INTER_LINEAR, fill)
-
-    def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
-        return self._fit(mask, NEAREST, [IGNORE_INDEX])
-
-    def _fit(self, array: np.ndarray, interpolation: int, fill: list[float]) -> np.ndarray:
-        if self.mode == "resize":
-            return _resize(array, self.size, interpolation)
-        spare = [self.size[axis] - array.shape[axis] for axis in (0, 1)]
-        y, x = (max(0, -room) // 2 for room in spare)
-        part = array[y : y + self.size[0], x : x + self.size[1]]
-        return _pad(part, self.size, (max(0, spare[0]) // 2, max(0, spare[1]) // 2), fill)
-
-
-def _fill_of(image: np.ndarray) -> list[float]:
-    return [value / 255 if image.dtype == np.float32 else float(value) for value in FILL]
-
-
-def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
-    if array.shape[:2] == size:
-        return array
-    resized = cv2.resize(array, (size[1], size[0]), interpolation=interpolation)
-    return resized.reshape(*size, *array.shape[2:])  # OpenCV drops a channel axis of one
-
-
-def _pad(array: np.ndarray, size: tuple[int, int], corner: tuple[int, int], fill: list[float]) -> np.ndarray:
-    if array.shape[:2] == size:
-        return array
-    below = size[0] - array.shape[0] - corner[0], size[1] - array.shape[1] - corner[1]
-    padded = cv2.copyMakeBorder(
-        array, corner[0], below[0], corner[1], below[1], cv2.BORDER_CONSTANT, value=[*fill, 0, 0, 0][:4]
-    )
-    return padded.reshape(*size, *array.shape[2:])

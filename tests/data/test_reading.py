@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.data.reading import read_alpha, read_image, read_mask
+from segtrain.data.reading import read_alpha, read_image, read_mask, read_size
 from segtrain.errors import DataError
 
 ORIENTED = {
@@ -183,6 +183,30 @@ def test_images_are_turned_upright_and_masks_are_not(put: Any, picture: np.ndarr
     path = put("rgba.png", rgba, exif=exif)
     assert np.array_equal(read_alpha(path, upright=True), upright[..., 0])
     assert np.array_equal(read_alpha(path), picture[..., 0])
+
+
+@pytest.mark.parametrize("number", ORIENTED)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp"])
+def test_a_header_says_the_size_that_reading_gives(put: Any, picture: np.ndarray, name: str, number: int) -> None:
+    path = put(name, picture, exif=orientation(number))
+    assert read_size(path, upright=True) == read_image(path).shape[:2]
+    assert read_size(path) == read_image(path, exif="ignore").shape[:2]
+    assert read_size(path) == read_mask(path, keep_channels=True).shape[:2]
+
+
+def test_a_size_needs_no_pixel(tmp_path: Path, put: Any) -> None:
+    path = put("a.png", np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:2000])
+    assert read_size(path, upright=True) == (60, 90)
+    with pytest.raises(DataError):
+        read_image(path)
+
+
+@pytest.mark.parametrize("shape", [(6, 9, 3), (6, 9)])
+def test_arrays_may_be_written_to(put: Any, picture: np.ndarray, shape: tuple[int, ...]) -> None:
+    path = put("a.png", picture.reshape(6, -1)[:, : 9 * (shape[2:] or (1,))[0]].reshape(shape))
+    for array in (read_image(path), read_image(path, 1), read_mask(path, keep_channels=True)):
+        array += 1
 
 
 # --- masks ----------------------------------------------------------------------------------------

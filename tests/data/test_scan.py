@@ -1,4 +1,4 @@
-"""The scan counts what is there, reads no image, and turns all label faults of a dataset into one error."""
+"""The scan counts what is there, decodes no image, and turns all faults that it finds into one error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.folder import Folder
@@ -94,8 +96,9 @@ def test_generated_datasets_are_scanned_too() -> None:
 
 def own_folder(root: Path, put: Any, count: int, values: Any, **arguments: Any) -> Folder:
     for i in range(count):
-        put(f"images/{i:02d}.png", np.zeros((4, 4, 3), np.uint8))
-        put(f"masks/{i:02d}.png", np.array(values(i), np.uint8))
+        mask = np.array(values(i), np.uint8)
+        put(f"images/{i:02d}.png", np.zeros((*mask.shape, 3), np.uint8))
+        put(f"masks/{i:02d}.png", mask)
     classes = arguments.pop("classes", ["background", "crack"])
     return Folder(split="train", root=str(root), classes=classes, val_fraction=0, **arguments)
 
@@ -161,3 +164,108 @@ def test_a_rare_class_that_the_sample_missed_is_looked_for_in_every_mask() -> No
     found = scan(dataset, 3)
     assert found.images == 10
     assert found.pixels.tolist() == [9, 1]
+
+
+# --- sizes of images ------------------------------------------------------------------------------
+
+
+def turned(number: int) -> bytes:
+    """An EXIF block with this orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif.tobytes()
+
+
+def pairs(root: Path, put: Any, sizes: dict[str, tuple[int, int]], **arguments: Any) -> Folder:
+    """Masks of 4x6 (height x width) and images of the sizes given, by name."""
+    for name, size in sizes.items():
+        put(f"images/{name}", np.zeros((*size, 3), np.uint8))
+        put(f"masks/{Path(name).stem}.png", np.zeros((4, 6), np.uint8))
+    return Folder(split="train", root=str(root), classes=["a", "b"], val_fraction=0, **arguments)
+
+
+def test_all_images_of_other_sizes_than_their_masks_are_in_one_error(tmp_path: Path, put: Any) -> None:
+    dataset = pairs(
+        tmp_path, put, {"a.png": (4, 6), "b.jpg": (5, 6), "c.png": (6, 4), "d.tif": (4, 7), "e.png": (4, 6)}
+    )
+    (tmp_path / "images/e.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        scan(dataset)
+    error = caught.value
+    assert error.found == "4 of 5 samples cannot be used"
+    lines = str(error.where).splitlines()
+    assert [line.split(",")[0] for line in lines[:3]] == [
+        f"{tmp_path}/images/b.jpg is 6x5",
+        f"{tmp_path}/images/c.png is 4x6",
+        f"{tmp_path}/images/d.tif is 7x4",
+    ]
+    assert all(line.endswith("image and mask have different sizes (width x height)") for line in lines[:3])
+    assert lines[3] == f"{tmp_path}/images/e.png: file is empty (0 bytes)"
+
+
+def test_one_image_of_another_size_has_the_error_that_loading_it_has(tmp_path: Path, put: Any) -> None:
+    dataset = pairs(tmp_path, put, {"a.png": (4, 6), "b.jpg": (5, 6)})
+    with pytest.raises(DataError) as expected:
+        dataset.load(dataset.records[1])
+    with pytest.raises(DataError) as caught:
+        scan(dataset)
+    assert str(caught.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+@pytest.mark.parametrize("number", [1, 3, 6, 8])
+def test_sizes_are_compared_as_they_will_be_read(tmp_path: Path, put: Any, suffix: str, exif: Any, number: int) -> None:
+    """The scan accepts what `load` accepts and refuses what it refuses, whatever way up the mask was drawn."""
+    verdicts = set()
+    for size in ((4, 6), (6, 4)):
+        dataset = pairs(tmp_path, put, {f"a{suffix}": size}, exif=exif)
+        put(f"images/a{suffix}", np.zeros((*size, 3), np.uint8), exif=turned(number))
+        verdicts.add(refused(scan, dataset))
+        assert refused(scan, dataset) == refused(dataset.load, dataset.records[0])
+    assert verdicts == {True, False}
+
+
+def refused(check: Any, what: Any) -> bool:
+    try:
+        check(what)
+    except DataError as error:
+        return error.found == "image and mask have different sizes (width x height)"
+    return False
+
+
+def test_no_image_is_decoded_where_the_headers_agree(tmp_path: Path, put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = pairs(tmp_path, put, {"a.png": (4, 6), "b.jpg": (4, 6)})
+    monkeypatch.setattr("segtrain.data.dataset.read_image", None)
+    assert scan(dataset).images == 2
+
+
+class Resizing(Folder):
+    """Brings image and mask together in its own way, which the scan need not try."""
+
+    def load(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        raise AssertionError("the scan must not read images")
+
+
+def test_a_dataset_that_loads_in_its_own_way_is_not_accused(tmp_path: Path, put: Any) -> None:
+    pairs(tmp_path, put, {"a.png": (9, 9)})
+    dataset = Resizing(split="train", root=str(tmp_path), classes=["a", "b"], val_fraction=0)
+    assert scan(dataset).images == 1
+
+
+def test_through_the_door_nothing_is_trained_before_all_sizes_are_told(
+    door: Any, tmp_path: Path, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        for i in range(4):
+            put(f"data/images/{split}/{i}.png", np.zeros((20, 24 + (split == "train" and i > 1), 3), np.uint8))
+            put(f"data/masks/{split}/{i}.png", np.zeros((20, 24), np.uint8))
+    steps: list[int] = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: steps.append(1))
+    done = door("debug=fast", "data=folder", "data.root=data", "data.classes=[a,b]", "data.num_workers=0",
+                "data.crop_size=16", "data.batch_size=2", "model.base_channels=4", "model.depth=2",
+                "trainer.device=cpu")  # fmt: skip
+    assert done.code == 3, done.out + done.err
+    assert not steps
+    for part in ("2 of 4 samples cannot be used", "train/2.png is 25x20", "train/3.png is 25x20", "is 24x20"):
+        assert part in done.err

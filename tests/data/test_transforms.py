@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from segtrain.data.transforms import FILL, Fit, RandomScaleCrop, SegmentationTransform, Span
+from segtrain.data.crops import Span
+from segtrain.data.transforms import FILL, Fit, RandomScaleCrop, SegmentationTransform
 from segtrain.errors import ConfigError, DataError
 from segtrain.experiment import build_dataset, compose
 
@@ -358,6 +359,58 @@ def shares(labels: np.ndarray) -> list[float]:
     return [*(float(np.mean(labels == value)) for value in (0, 1, 2, 255)), *map(float, inside)]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(("crop_p", "flip_p"), [(1.0, 0.5), (0.5, 0.5), (1.0, 1.0), (1.0, 0.0)])
+def test_a_crop_and_the_flip_after_it_are_the_two_of_them(
+    channels: int, dtype: type, crop_p: float, flip_p: float
+) -> None:
+    """Done in one go, against one after the other as albumentations calls them; what follows draws the same."""
+    image = smooth(37, 53, channels, dtype)
+    target = np.random.default_rng(3).integers(0, 9, (37, 53), dtype=np.uint8)
+    crop, flip = RandomScaleCrop(size=[41, 46], scale_range=[0.4, 2.5], p=crop_p), A.HorizontalFlip(p=flip_p)
+    one, two = Drawing(), Drawing()
+    together = SegmentationTransform({"crop": crop, "flip": flip, "after": one})
+    steps = SegmentationTransform({"crop": crop, "between": A.NoOp(p=1.0), "flip": flip, "after": two})
+    for seed in range(80):
+        mine, theirs = (pair(image, target, (0, 0, seed)) for pair in (together, steps))
+        assert np.array_equal(mine[0], theirs[0])
+        assert np.array_equal(mine[1], theirs[1])
+        assert mine[0].dtype == theirs[0].dtype
+        assert mine[0].flags.c_contiguous
+        assert mine[1].flags.c_contiguous
+    assert one.drawn == two.drawn
+
+
+def test_every_flip_after_a_crop_is_done() -> None:
+    crop, flip = RandomScaleCrop(size=[24, 32], scale_range=[1.0, 1.0]), A.HorizontalFlip(p=1.0)
+    for count in range(4):
+        image, target = transform(crop, *[flip] * count)(IMAGE, BLOCKS, (0, 0, 0))
+        assert np.array_equal(image, IMAGE[:, ::-1] if count % 2 else IMAGE)
+        assert np.array_equal(target, BLOCKS[:, ::-1] if count % 2 else BLOCKS)
+
+
+class InventingFlip(A.HorizontalFlip):
+    """No longer what its parent is trusted for."""
+
+    def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
+        return mask + np.uint8(1)
+
+
+class InventingCrop(RandomScaleCrop):
+    """The same."""
+
+    def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        return super().apply_to_mask(mask, *args, **params) + np.uint8(1)
+
+
+@pytest.mark.parametrize("odd", [InventingFlip(p=1.0), InventingCrop(size=8, scale_range=[1.0, 1.0])])
+@pytest.mark.parametrize("after", [[], [A.HorizontalFlip(p=1.0)]])
+def test_what_is_made_of_a_trusted_step_is_not_trusted(odd: Any, after: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"step1 invented the labels"):
+        transform(RandomScaleCrop(size=24, scale_range=[1.0, 1.0]), odd, *after)(IMAGE, BLOCKS, (0, 0, 0))
+
+
 def test_scale_one_and_own_size_change_nothing() -> None:
     image, target = transform(RandomScaleCrop(size=[24, 32], scale_range=[1.0, 1.0]))(IMAGE, BLOCKS, (0, 0, 0))
     assert np.array_equal(image, IMAGE)
@@ -403,6 +456,15 @@ def test_padding_looks_the_same_in_bytes_and_floats() -> None:
 
 
 # Random numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_random_numbers_are_those_of_numpys_default_generator() -> None:
+    one = Drawing()
+    for seed in [(0, 0, 0), (7, 3, 12345), (2**40, 5, 1)]:
+        transform(one)(IMAGE, BLOCKS, seed)
+        generator = np.random.default_rng(seed)
+        python_random = random.Random(int(generator.integers(2**63)))
+        assert one.drawn.pop() == (python_random.random(), float(generator.random()))
 
 
 def test_a_sample_depends_on_its_seed_and_on_nothing_before() -> None:
