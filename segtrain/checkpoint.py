@@ -260,8 +260,17 @@ def digest(state: Mapping[str, Any]) -> str:
         if key != "sha256":
             text.append(f"{key}\n")
             _feed(sha, text, state[key])
-    sha.update("".join(text).encode())
+    _flush(sha, text)
     return sha.hexdigest()
+
+
+_PIECES = 4096
+"""Texts that may wait for the digest: one call for each would be slow, one for all needs memory."""
+
+
+def _flush(sha: Any, text: list[str]) -> None:
+    sha.update("".join(text).encode())
+    text.clear()
 
 
 def _feed(sha: Any, text: list[str], value: Any) -> None:
@@ -274,14 +283,15 @@ def _feed(sha: Any, text: list[str], value: Any) -> None:
     elif isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
         text.append(f"tensor {tensor.dtype} {tuple(tensor.shape)}\n")
-        sha.update("".join(text).encode())
-        text.clear()
+        _flush(sha, text)
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, dict | Mapping):
         text.append(f"dict {len(value)}\n")
         for key in sorted(value, key=repr):
             text.append(f"{key!r}\n")
             _feed(sha, text, value[key])
+        if len(text) > _PIECES:
+            _flush(sha, text)
     elif isinstance(value, list | tuple):
         text.append(f"list {len(value)}\n")
         for item in value:

@@ -150,7 +150,9 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
 @contextmanager
 def translated(command: str, overrides: list[str]) -> Iterator[None]:
     """Turns Hydra's and OmegaConf's errors into ours."""
-    _refuse_lists_of_options(overrides)
+    for text in overrides:
+        _refuse_no_key(text)
+        _refuse_list_of_options(text)
     try:
         yield
     except MissingConfigException as error:
@@ -173,31 +175,41 @@ def translated(command: str, overrides: list[str]) -> Iterator[None]:
         ) from error
 
 
-def _refuse_lists_of_options(overrides: Iterable[str]) -> None:
+def _refuse_no_key(text: str) -> None:
+    """Hydra's parser takes `+=3`, and what comes after it ends in an assertion.
+
+    Raises:
+        ConfigError: an override without a key.
+    """
+    key, equals, _ = text.lstrip("+~").partition("=")
+    if equals and not key.split("@")[0].strip():
+        raise ConfigError(f"the override '{text}' has no key", expected="key=value")
+
+
+def _refuse_list_of_options(text: str) -> None:
     """Hydra merges the options of `model=[unet,fcn]`, and ends in errors of its own where they are no names or none.
 
     Raises:
         ConfigError: a list for a part of a run, which has one; or, for bundles of values, a list of other things than
             names.
     """
-    for text in overrides:
-        name, _, value = text.lstrip("+~").partition("=")
-        group = name.split("@")[0]
-        if not value.lstrip("= ").startswith("[") or ("/" not in group and group not in groups()):
-            continue
-        try:
-            options = OverridesParser.create().parse_override(text).value()
-        except HydraException:
-            continue  # it is no override, which Hydra says better
-        bundle = group in BUNDLES
-        names = isinstance(options, list) and all(isinstance(option, str) for option in options)
-        if not (bundle and names and options):
-            raise ConfigError(
-                f"{text}: a list where {'names' if bundle else 'one option'} of the group '{group}' belong"
-                + ("" if bundle else "s"),
-                expected=listed(groups().get(group, ()), 40) or None,
-                fix=f"{group}=[NAME,NAME]" if bundle else f"{group}=NAME; one job per name: --multirun {group}=A,B",
-            )
+    name, _, value = text.lstrip("+~").partition("=")
+    group = name.split("@")[0]
+    if not value.lstrip("= ").startswith("[") or ("/" not in group and group not in groups()):
+        return
+    try:
+        options = OverridesParser.create().parse_override(text).value()
+    except HydraException:
+        return  # it is no override, which Hydra says better
+    bundle = group in BUNDLES
+    names = isinstance(options, list) and all(isinstance(option, str) for option in options)
+    if not (bundle and names and options):
+        wanted = f"names of the group '{group}' belong" if bundle else f"one option of the group '{group}' belongs"
+        raise ConfigError(
+            f"{text}: a list where {wanted}",
+            expected=listed(groups().get(group, ()), 40) or None,
+            fix=f"{group}=[NAME,NAME]" if bundle else f"{group}=NAME; one job per name: --multirun {group}=A,B",
+        )
 
 
 def _missing_option(error: MissingConfigException) -> ConfigError:

@@ -348,6 +348,11 @@ def test_any_value_in_a_checkpoints_config_is_used_or_refused(trained: Any, tmp_
 # --- found by the examples above ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("override", ["+=", "=", "+=3", "~=", "+@x=a", "++ =1"])
+def test_an_override_without_a_key_is_refused(tmp_path: Path, override: str) -> None:
+    assert "error[config]" in called(tmp_path, *TINY, override)
+
+
 @pytest.mark.parametrize("override", ["model=[]", "model=[1,[2]]", "+loss=[ce]", "experiment=[1]", "~data=[a]"])
 def test_a_list_where_one_option_belongs_is_refused(tmp_path: Path, override: str) -> None:
     assert "error[config]" in called(tmp_path, *TINY, override)
