@@ -1,10 +1,11 @@
 """Trains a tiny network for thousands of epochs and watches what the process holds: does anything grow?
 
-    python scripts/soak.py [--epochs 2000] [--workers 0] [--allowed 8] [--folder DIR]
+    python scripts/soak.py [--epochs 2000] [--workers 0] [--allowed 12] [--folder DIR]
 
-One epoch is one step, a validation, a picture and two checkpoints, with TensorBoard on. Memory that is not shared
-(VmRSS less files and shared pages), open files, threads and children are read from /proc, so on Linux alone. Exits 1 if
-memory grows by more than `--allowed` MiB after the first tenth, or files, threads or children by any.
+One epoch is one step, a validation, a picture and two checkpoints, with TensorBoard on. Memory that belongs
+to no file (RssAnon), open files, threads and children are read from /proc, so on Linux alone. Exits 1 if
+memory grows by more than `--allowed` MiB after the first tenth, or files, threads or children by any. A run keeps the
+scores of every epoch, some 2 to 4 KiB each: that is meant to grow, and 2000 epochs make 7 MiB of it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Reading:
 
 
 def own_memory(pid: int) -> float:
-    """MiB that the process shares with nobody and no file."""
+    """MiB that belong to no file; a forked worker's hold what it still shares with its parent."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
@@ -153,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Does a long training hold ever more memory, files or threads?")
     parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=0, help="data.num_workers")
-    parser.add_argument("--allowed", type=float, default=8.0, help="MiB that memory may grow by after the first tenth")
+    parser.add_argument("--allowed", type=float, default=12.0, help="MiB that memory may grow by after the first tenth")
     parser.add_argument("--folder", type=Path, help="run folder to keep; without it a temporary one")
     options = parser.parse_args()
     if not Path("/proc/self/fd").is_dir():

@@ -205,7 +205,7 @@ def run_job(session: Session, cfg: Any) -> float:
     except KeyboardInterrupt:
         outcome.message, outcome.code = "stopped at once, nothing saved", 130
         tell(sys.stderr, "stopped at once; the last saved checkpoint is whole\n")
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's own class may call sys.exit
         shortage = ran_out(error)
         if shortage is None:
             outcome.message, outcome.code = f"{type(error).__name__}: {error}", 1
@@ -225,7 +225,7 @@ def given_folder(settings: Any, overrides: list[str]) -> Path | None:
     return Path(settings.runtime.output_dir) if sweep or given else None
 
 
-def ran_out(error: Exception) -> ResourceError | None:
+def ran_out(error: BaseException) -> ResourceError | None:
     """The error block for memory or disk space that ran out where nobody nearer could say more; None: another error."""
     torch = sys.modules.get("torch")  # not imported here: what never loaded it cannot have raised its errors
     text = (str(error).splitlines() or [type(error).__name__])[0]

@@ -61,12 +61,13 @@ def test_a_bug_is_worse_than_a_fault_and_a_fault_worse_than_none(
         ([ConfigError("a"), 0.7], 2),
         ([DataError("b"), ConfigError("a"), 0.1], 3),
         ([DataError("b"), ZeroDivisionError("c")], 1),
+        ([SystemExit(0), 0.7, SystemExit("d")], 1),
         ([0.5, float("nan")], 0),
     ):
         outcomes[:] = given
         done = door("-m", "trainer.seed=" + ",".join(str(i) for i in range(len(given))))
         assert done.code == code
-        failed = sum(isinstance(outcome, Exception) for outcome in given)
+        failed = sum(isinstance(outcome, BaseException) for outcome in given)
         assert done.out.splitlines()[-1] == f"{len(given) - failed} ok, {failed} failed"
 
 
