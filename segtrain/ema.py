@@ -20,19 +20,29 @@ class Ema:
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        # Paired once: walking through a deep network takes milliseconds. Buffers are looked up in their modules at each
+        # update, because a module may put another tensor in a buffer's place.
+        pairs = list(zip(self.average.modules(), model.modules(), strict=True))
+        self.parameters = list(zip(self.average.parameters(), model.parameters(), strict=True))  # shared ones once
+        self.buffered = [(mine, theirs) for mine, theirs in pairs if theirs._buffers]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Takes in the model after one optimizer step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        theirs = _tensors(model)
-        floats: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for name, mine in _tensors(self.average).items():
-            if mine.is_floating_point():
-                floats.append((mine, theirs[name]))
-            else:
-                mine.copy_(theirs[name])
+        floats: list[tuple[torch.Tensor, torch.Tensor]] = list(self.parameters)
+        seen: set[int] = set()
+        for mine, theirs in self.buffered:
+            for name, buffer in theirs._buffers.items():
+                average = mine._buffers[name]
+                if buffer is None or average is None or id(average) in seen:
+                    continue
+                seen.add(id(average))
+                if buffer.is_floating_point():
+                    floats.append((average, buffer))
+                else:
+                    average.copy_(buffer)
         torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], 1 - decay)
 
     def evaluated(self, model: nn.Module) -> nn.Module:
@@ -49,15 +59,10 @@ class Ema:
         self.average.load_state_dict(model.state_dict() if state is None else state["model"])
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, each once: `state_dict` lists a shared one under every name it has."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 class NoEma:
     """`trainer.ema=null`: the model itself is evaluated."""
 
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Nothing to keep."""
 
     def evaluated(self, model: nn.Module) -> nn.Module:

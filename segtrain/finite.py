@@ -134,11 +134,12 @@ class FiniteGuard:
         Raises:
             NonFiniteError: it may not, and steps are not to be skipped, or too many were.
         """
-        finite = torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
         if self.deferred:
+            finite = torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
             self.recent.append((step, batches, torch.where(finite, loss.detach(), math.nan)))
             return True
-        if not distributed.any_(not bool(finite), self.device):
+        good = math.isfinite(float(loss)) and (norm is None or math.isfinite(float(norm)))
+        if not distributed.any_(not good, self.device):
             self.skipped = 0
             return True
         self.skipped += 1

@@ -15,32 +15,35 @@ class LossSums:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.sums: dict[str, Tensor] = {}
+        self.names: list[str] = []
+        self.sums = torch.zeros(0, device=device)
         self.steps = 0
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Adds one step."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value.float()
+    def add(self, names: list[str], values: Tensor) -> None:
+        """Adds one step's terms: their names, the same at every step, and their values (N,) float32."""
+        if names != self.names:
+            assert not self.steps, f"loss terms {names} after {self.names}"
+            self.names, self.sums = names, torch.zeros_like(values)
+        self.sums += values
         self.steps += 1
 
     def take(self) -> dict[str, float]:
         """The mean of each term over the steps since the last call, over all ranks; starts anew."""
-        names = sorted(self.sums)
-        if not names:
+        if not self.steps:
             return {}
-        total = distributed.sum_(torch.stack([self.sums[name] for name in names]))
-        means = (total / self.steps).tolist()
-        self.sums, self.steps = {}, 0
-        return dict(zip(names, means, strict=True))
+        means = (distributed.sum_(self.sums.clone()) / self.steps).tolist()
+        self.sums, self.steps = torch.zeros_like(self.sums), 0
+        return dict(sorted(zip(self.names, means, strict=True)))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the sums of all ranks."""
-        sums = {name: distributed.sum_(self.sums[name].clone()) for name in sorted(self.sums)}
-        return {"sums": sums, "steps": self.steps}
+        sums = distributed.sum_(self.sums.clone()) if self.steps else self.sums
+        return {"sums": dict(zip(self.names, sums, strict=True)) if self.steps else {}, "steps": self.steps}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from `state()`; the first rank carries the sums of all."""
         share = 1.0 if distributed.is_main() else 0.0
-        self.sums = {name: value.to(self.device) * share for name, value in state["sums"].items()}
+        self.names = list(state["sums"])
+        values = [value.to(self.device) * share for value in state["sums"].values()]
+        self.sums = torch.stack(values) if values else torch.zeros(0, device=self.device)
         self.steps = state["steps"]

@@ -40,7 +40,13 @@ def due(step: int, every: int) -> bool:
 
 def unlabelled(batches: list[Batch]) -> Tensor:
     """1 where no pixel of a step is labelled, which then teaches nothing, else 0; without waiting for the device."""
-    return (torch.stack([batch.target.amin() for batch in batches]).amin() == IGNORE_INDEX).float()
+    lowest = [batch.target.amin() for batch in batches]
+    return (lowest[0] if len(lowest) == 1 else torch.stack(lowest).amin()) == IGNORE_INDEX
+
+
+def added(counts: list[Tensor]) -> Tensor:
+    """The sum of a step's counts, one tensor per batch."""
+    return counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
 
 
 class Trainer:
@@ -95,6 +101,7 @@ class Trainer:
         self.freeze_bn = freeze_bn
         if freeze_bn:  # before DDP looks which parameters will have gradients
             freeze_batchnorm(model)
+        self.parameters = list(model.parameters())  # once: walking through a deep network takes milliseconds
         self.ema: Ema | NoEma = NoEma() if options.ema is None else Ema(model, options.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.network = self._wrapped()
@@ -178,7 +185,7 @@ class Trainer:
         """One optimizer update from `accumulate` batches, as if they and the other ranks' were one batch."""
         watch = Stopwatch()
         batches = [batch.to(self.device) for batch in batches]
-        counts = distributed.sum_(torch.stack([self.task.counts(batch) for batch in batches]).sum(0))
+        counts = distributed.sum_(added([self.task.counts(batch) for batch in batches]))
         self.guard.remember(self.model)
         losses = self.micro.run(batches, lambda pieces: self.gradients(pieces, counts), self.forget_gradients)
         losses["unlabelled"] = unlabelled(batches)
@@ -187,9 +194,10 @@ class Trainer:
         seen = None if self.scaler.is_enabled() else norm
         if self.guard.admits(self.model, self.step + 1, batches, losses["loss"], seen):
             self.scaler.step(self.optimizer)
-            self.ema.update(self.model)
+            self.ema.update()
+            names, values = list(losses), torch.stack([value.float() for value in losses.values()])
             for sums in self.sums.values():
-                sums.add(losses)
+                sums.add(names, values)
         self.scaler.update()
         self.scheduler.step()
         self.forget_gradients()
@@ -222,8 +230,10 @@ class Trainer:
     def clipped_norm(self) -> Tensor:
         """The norm of all gradients, which are then no longer than `trainer.grad_clip`."""
         if self.options.grad_clip is not None:
-            return nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            return nn.utils.clip_grad_norm_(self.parameters, self.options.grad_clip)
+        # As clip_grad_norm_ computes it, without sorting gradients by device and type: they are all alike here.
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def compiled_in(self, seconds: float) -> None:
         """Says once what the first pass through a compiled network took."""

@@ -35,7 +35,7 @@ def test_the_average_follows_its_formula(decay: float) -> None:
     expected = {name: value.double().clone() for name, value in model.state_dict().items()}
     for n in range(1, 25):
         model.shake()
-        ema.update(model)
+        ema.update()
         used = min(decay, (1 + n) / (10 + n))
         for name, value in model.state_dict().items():
             whole = name.endswith("num_batches_tracked")
@@ -53,7 +53,7 @@ def test_updating_changes_neither_the_model_nor_needs_gradients() -> None:
     ema = Ema(model, 0.5)
     model.shake()
     before = copy.deepcopy(model.state_dict())
-    ema.update(model)
+    ema.update()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in ema.average.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -64,19 +64,19 @@ def test_a_restored_average_goes_on_as_the_old_one() -> None:
     old = Ema(model, 0.99)
     for _ in range(3):
         model.shake()
-        old.update(model)
-    new = Ema(Net(), 0.99)
+        old.update()
+    new = Ema(model, 0.99)
     new.restore(copy.deepcopy(old.state()), nn.Identity())
     model.shake()
     for ema in (old, new):
-        ema.update(model)
+        ema.update()
     assert new.updates == 4
     assert all(torch.equal(a, b) for a, b in zip(*(e.average.state_dict().values() for e in (old, new)), strict=True))
 
 
 def test_without_an_average_the_model_itself_is_evaluated() -> None:
     model, none = Net(), NoEma()
-    none.update(model)
+    none.update()
     assert none.evaluated(model) is model
     assert none.state() is None
 

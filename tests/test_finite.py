@@ -78,11 +78,11 @@ def test_sums_are_means_over_the_steps_since_last_taken_and_go_on_after_a_restor
     sums = LossSums(CPU)
     assert sums.take() == {}
     for value in (1.0, 2.0, 6.0):
-        sums.add({"loss": torch.tensor(value), "ce": torch.tensor(-value)})
+        sums.add(["loss", "ce"], torch.tensor([value, -value]))
     other = LossSums(CPU)
     other.restore(sums.state())
     for each in (sums, other):
-        each.add({"loss": torch.tensor(3.0), "ce": torch.tensor(1.0)})
+        each.add(["loss", "ce"], torch.tensor([3.0, 1.0]))
         assert each.take() == {"ce": -2.0, "loss": 3.0}
         assert each.take() == {}
 
