@@ -10,6 +10,7 @@ thread: what is compared is the work around a network, not the network.
 from __future__ import annotations
 
 import argparse
+import importlib.machinery
 import json
 import os
 import subprocess
@@ -58,7 +59,9 @@ def main() -> None:
     }
     for topic in TOPICS:
         line = [str(python_of(given.venv)), __file__, *words, "--topic", topic]
-        done = subprocess.run(line, env={**os.environ, **quiet}, stdout=subprocess.PIPE, text=True, check=False)
+        with tempfile.TemporaryDirectory(prefix="segtrain-peers-") as scratch:  # what they leave behind goes with it
+            environment = {**os.environ, **quiet, "TMPDIR": scratch}
+            done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             print(f"\n{topic}: stopped with exit code {done.returncode}")
             continue
@@ -126,7 +129,9 @@ def stub_compiled_operations() -> None:
                 raise AttributeError(name)
             return lambda *_, **__: (_ for _ in ()).throw(RuntimeError(f"no compiled operation {name}"))
 
-    sys.modules.setdefault("mmcv._ext", Absent("mmcv._ext"))
+    stub = Absent("mmcv._ext")
+    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)  # mmengine asks whether it can be found
+    sys.modules.setdefault("mmcv._ext", stub)
 
 
 def data() -> tuple[float, dict[str, Builder]]:
@@ -201,9 +206,32 @@ def data() -> tuple[float, dict[str, Builder]]:
     return len(pairs), {
         "albumentations, usual order (float32 out)": usual,
         "torchvision v2, PIL (float32 out)": torchvision,
+        "smp's tutorials: albumentations, preprocess_input (float32 out)": lambda: smp_samples(pairs),
         "mmsegmentation transforms (uint8 out)": mmseg,
         "segtrain (uint8 out, color and normalization on the device)": ours,
     }
+
+
+def smp_samples(pairs: list[tuple[str, str]]) -> Call:
+    """The usual steps, and then the preprocessing that smp's tutorials apply to an image."""
+    import albumentations
+    import torch
+    from segmentation_models_pytorch.encoders._preprocessing import preprocess_input
+
+    from segtrain.benchmark.naive_data import OpenCvFiles, pipeline
+
+    steps, read = albumentations.Compose(pipeline(CROP).transforms[:-2]), OpenCvFiles(pairs)
+    # What `get_preprocessing_fn` gives for ImageNet's encoders, and asks the network for.
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+    def one(index: int) -> object:
+        image, mask = read(index)
+        done = steps(image=image, mask=mask)
+        pixels = preprocess_input(done["image"], mean, std, input_space="RGB", input_range=[0, 1])
+        target = torch.from_numpy(done["mask"].astype("int64"))
+        return torch.from_numpy(pixels.transpose(2, 0, 1).astype("float32")), target
+
+    return lambda: [one(index) for index in range(len(pairs))]
 
 
 def matrix() -> tuple[float, dict[str, Builder]]:
@@ -267,15 +295,41 @@ def losses() -> tuple[float, dict[str, Builder]]:
 
         return build
 
-    def mmseg() -> Call:
+    def lovasz() -> Call:
         from mmseg.models.losses import LovaszLoss
 
         loss = LovaszLoss(reduction="none", loss_type="multi_class", per_image=False)
         return timed(lambda value, truth: loss(value, truth, ignore_index=255))
 
+    def dice() -> Call:
+        from mmseg.models.losses import DiceLoss
+
+        loss = DiceLoss(ignore_index=255)
+        # It makes one-hot maps of the labels before it looks at ignore_index, and 255 does not fit in them.
+        return timed(lambda value, truth: loss(value, truth.clamp(max=CLASSES - 1)))
+
+    def ohem() -> Call:
+        from mmseg.structures import OHEMPixelSampler
+
+        head: Any = types.SimpleNamespace(
+            ignore_index=255, align_corners=False, loss_decode=torch.nn.CrossEntropyLoss()
+        )
+        sampler = OHEMPixelSampler(head, thresh=0.7, min_kept=100_000)
+
+        def loss(value: Any, truth: Any) -> Any:
+            kept = sampler.sample(value, truth.unsqueeze(1))
+            every = torch.nn.functional.cross_entropy(value, truth, ignore_index=255, reduction="none")
+            return (every * kept).mean()
+
+        return timed(loss)
+
     found: dict[str, Builder] = {"F.cross_entropy": lambda: timed(cross_entropy)}
     found |= {f"smp {name}": smp(name) for name in ("FocalLoss", "DiceLoss", "LovaszLoss")}
-    found["mmsegmentation LovaszLoss"] = mmseg
+    found |= {
+        "mmsegmentation OHEMPixelSampler and cross-entropy": ohem,
+        "mmsegmentation DiceLoss": dice,
+        "mmsegmentation LovaszLoss": lovasz,
+    }
     return 1, found | {f"segtrain {type(loss).__name__}": lambda loss=loss: timed(loss) for loss in OURS.values()}
 
 

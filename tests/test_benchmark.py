@@ -57,6 +57,7 @@ def test_data_are_timed_with_and_without_a_cache(door: Any, tmp_path: Path) -> N
     assert numbers["data_voc/naive/ratio"] == 1
     assert numbers["data_voc_loader/collate_ours/per_second"] > 0
     assert all(math.isfinite(value) for value in numbers.values())
+    assert "ms to read and decode" in whole["tables"]["data_voc"]["notes"][0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # the generated files and the cache are gone
 
 
