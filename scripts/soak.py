@@ -109,7 +109,9 @@ def steady(found: list[Reading], epochs: int) -> list[Reading]:
 
 
 def growth(found: list[Reading], allowed: float) -> list[str]:
-    """What grew, in words; memory is compared by the median of the first and last quarter, as one reading jumps."""
+    """What grew, in words; memory is compared by the median of the first and last quarter, as one reading jumps;
+    files and the like by the fewest, as a reading may fall into a moment when a checkpoint is open.
+    """
     quarter = max(1, len(found) // 4)
     first, last = found[:quarter], found[-quarter:]
     grown = []
@@ -118,7 +120,7 @@ def growth(found: list[Reading], allowed: float) -> list[str]:
         if more > allowed:
             grown.append(f"{name} by {more:.1f} MiB")
     for name in ("files", "threads", "children"):
-        more = max(getattr(one, name) for one in last) - max(getattr(one, name) for one in first)
+        more = min(getattr(one, name) for one in last) - min(getattr(one, name) for one in first)
         if more > 0:
             grown.append(f"{name} by {more}")
     return grown
