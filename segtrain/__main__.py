@@ -258,7 +258,7 @@ def report(error: SegtrainError, traces: bool) -> int:
     if traces:
         tell(sys.stderr, "".join(traceback.format_exception(error)))
     rank = os.environ.get("RANK", "0")
-    if rank != "0" and vars(error).get("of_all_ranks"):
+    if rank != "0" and error.of_all_ranks:
         return error.code
     tell(sys.stderr, ("" if rank == "0" else f"[rank {rank}] ") + f"{error}\n")
     return error.code

@@ -30,6 +30,8 @@ class SegtrainError(Exception):
         self.where = None if where is None else str(where)
         self.expected = expected
         self.fix = fix
+        self.of_all_ranks = False
+        """Whether every process of torchrun raises this same error, so that one telling is enough."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # An error raised in a loader worker must arrive whole in the main process.

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from segtrain import distributed
 from segtrain.checkpoint import remove_leftovers, write_atomically
 from segtrain.composition import run_id
-from segtrain.errors import ConfigError
+from segtrain.errors import ConfigError, SegtrainError
 from segtrain.lock import FolderLock
 
 
@@ -71,19 +71,22 @@ class RunFolder:
         """Keeps every other run out of the chosen folder while entered; of several ranks the first does so for all.
 
         Raises:
-            ConfigError: another run is in it.
+            ConfigError: another run is in it; every rank raises it, so that none goes on without the first.
         """
         assert self.path is not None
-        if not distributed.is_main():
-            yield
-            return
+        refusal: SegtrainError | None = None
         with contextlib.ExitStack() as until_the_end:
-            command = self.command_line(self.command, *self.overrides)
-            try:
-                until_the_end.enter_context(FolderLock(self.path, command=command, say=say))
-            except ConfigError:
-                self.path = None  # so that `keep_error` leaves nothing in the other run's folder
-                raise
+            if distributed.is_main():
+                command = self.command_line(self.command, *self.overrides)
+                try:
+                    until_the_end.enter_context(FolderLock(self.path, command=command, say=say))
+                except SegtrainError as error:
+                    self.path = None  # so that `keep_error` leaves nothing in the other run's folder
+                    refusal = error
+            refusal = distributed.from_main(refusal)
+            if refusal is not None:
+                refusal.of_all_ranks = True
+                raise refusal
             yield
 
     def describe(self, cfg: DictConfig, versions: dict[str, str], device: str) -> None:

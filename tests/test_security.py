@@ -40,7 +40,7 @@ BANNED = {
     "__import__": None,
     "os.system": None,
     "os.popen": None,
-    "subprocess.run": None,
+    "subprocess.run": "benchmark/hardware.py benchmark/start.py",
     "subprocess.Popen": None,
     "subprocess.check_output": None,
     "pickle.load": None,
@@ -75,7 +75,7 @@ def test_no_call_that_runs_what_a_file_says() -> None:
     found = [
         f"{file}:{call.lineno} {ast.unparse(call.func)}"
         for file, call in calls()
-        if BANNED.get(ast.unparse(call.func), file) != file
+        if file not in (BANNED.get(ast.unparse(call.func), file) or "").split(" ")
     ]
     assert found == []
 

@@ -99,6 +99,9 @@ def _config(options: BenchmarkOptions) -> DictConfig:
         state = checkpoint.load(Path(options.checkpoint).expanduser())
         refuse_misfitting_content(state, Path(options.checkpoint))
         base = dict(state["config"])
+        if "download" in base["data"]:
+            base["data"] = {**base["data"], "download": False}  # what a file asks for is not fetched
+        base["model"] = {**base["model"], "weights": "none"}  # how fast a network is does not depend on them
     base["allow_targets"] = options.allow_targets or []
     return lay_over(base, options.over or {}, options.choices or {})
 

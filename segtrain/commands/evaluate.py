@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from segtrain import distributed, experiment, signatures
 from segtrain.checkpoint import write_atomically
 from segtrain.composition import compose, lay_over
-from segtrain.errors import ConfigError, SegtrainError
+from segtrain.errors import ConfigError
 from segtrain.evaluator import evaluate
 from segtrain.export_formats import CityscapesExport, VocExport
 from segtrain.gallery import Gallery
@@ -69,7 +67,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     folder.refuse_other_run("checkpoints", "hydra.run.dir=DIR names another folder; without it a new one is made")
     segmenter, source = _segmenter(options)
     path = Path(distributed.from_main(str(folder.choose(segmenter.settings.name))))
-    with _held_for_all(folder):
+    with folder.held(say_early):
         if distributed.is_main():
             folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
             for stale in ("metrics.json", "per_image.npz", "report.html"):  # of an earlier evaluation in this folder
@@ -108,31 +106,6 @@ def _evaluate(options: EvaluateOptions, segmenter: experiment.Segmenter, source:
     return float(scores["miou"])
 
 
-@contextmanager
-def _held_for_all(folder: RunFolder) -> Iterator[None]:
-    """Keeps other runs out of the folder; where the first rank finds one in it, no other rank goes on without it.
-
-    Raises:
-        SegtrainError: of every rank, as the first has it.
-    """
-    refusal: SegtrainError | None = None
-    with ExitStack() as until_the_end:
-        try:
-            until_the_end.enter_context(folder.held(say_early))
-        except SegtrainError as error:
-            refusal = error
-        refusal = distributed.from_main(refusal)
-        if refusal is not None:
-            raise _of_all_ranks(refusal)
-        yield
-
-
-def _of_all_ranks(error: SegtrainError) -> SegtrainError:
-    """The error as the door knows it: every rank raises it, and the first alone tells it."""
-    vars(error)["of_all_ranks"] = True
-    return error
-
-
 def _segmenter(options: EvaluateOptions) -> tuple[experiment.Segmenter, str]:
     """The network to score, and what to call it: a checkpoint, published weights, or a method that learns nothing."""
     over, choices = options.over or {}, options.choices or {}
@@ -159,7 +132,8 @@ def _extras(options: EvaluateOptions, segmenter: experiment.Segmenter, path: Pat
     try:
         export = _export(options, names, path)
     except ConfigError as error:
-        raise _of_all_ranks(error) from error.__cause__
+        error.of_all_ranks = True
+        raise
     gallery = Gallery(names, segmenter.palette) if options.report else None
     return Extras(DataDigest(), PerImageCounts(names), full, gallery, export)
 
