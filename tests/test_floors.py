@@ -192,5 +192,5 @@ def test_the_top_level_holds_nothing_new() -> None:
         pytest.skip("not a git checkout")
     tops = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     known = {"configs", "segtrain", "scripts", "tests", "outputs", "pyproject.toml"}
-    usual = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
+    usual = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "SECURITY.md"}
     assert {top for top in tops if not top.startswith(".")} - usual <= known
