@@ -356,3 +356,33 @@ def test_a_broken_exif_block_is_no_reason_to_stop(door: Any, tmp_path: Path) -> 
     done = door(*FAST, CLASSES, "data.num_workers=0")
     assert done.code in (0, 3), done.err
     assert "Traceback" not in done.err
+
+
+def test_an_image_in_both_splits_is_told_when_the_run_starts(door: Any, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    dataset(root)
+    plain = door(*FAST, CLASSES, "hydra.run.dir=plain")
+    shutil.copy(root / "images/train/3.jpg", root / "images/val/1.jpg")
+    shared = door(*FAST, CLASSES, "hydra.run.dir=shared")
+    assert (plain.code, shared.code) == (0, 0), shared.err
+    assert "both train and val" not in plain.out
+    assert "warning: 1 images are in both train and val, which flatters scores: " in shared.out
+    overfit = door(*FAST, CLASSES, "data.val_split=train", "hydra.run.dir=same")
+    assert "both train and val" not in overfit.out
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_a_run_from_a_cache_is_the_run_without(door: Any, tmp_path: Path, kind: str) -> None:
+    from segtrain import checkpoint
+
+    dataset(tmp_path / "data")
+    for words, run in (([], "plain"), ([f"data.cache={kind}", "data.num_workers=2"], "cached")):
+        done = door(*FAST, CLASSES, *words, f"hydra.run.dir={run}")
+        assert done.code == 0, done.err
+        assert ("cache  " in done.out) == (run == "cached")
+    states = [checkpoint.load(tmp_path / run / "checkpoints/last.pt") for run in ("plain", "cached")]
+    digests = [
+        checkpoint.digest({key: state[key] for key in ("model", "optimizer", "rng", "sums")}) for state in states
+    ]
+    assert digests[0] == digests[1]
+    assert (tmp_path / "outputs/cache").is_dir() == (kind == "disk")
