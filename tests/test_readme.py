@@ -331,7 +331,7 @@ def test_the_four_recipes_for_parts_of_your_own_work_together(tmp_path: Path) ->
     assert scores["monitor"] == "worst_iou"
     assert scores["worst_iou"] == min(scores["iou"].values())
     record = yaml.safe_load((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert set(record["train"]) == {"ce", "loss"}
+    assert set(record["train"]) == {"ce", "loss", "unlabelled"}
 
 
 def test_the_install_and_test_line_is_the_same_everywhere() -> None:

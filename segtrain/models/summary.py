@@ -65,7 +65,7 @@ def measure(model: nn.Module, size: tuple[int, int], channels: int) -> Cost:
     """
     parameters = sum(p.numel() for p in model.parameters())
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    small = parameters * size[0] * size[1] <= SMALL
+    small = 0 < parameters * size[0] * size[1] <= SMALL
     device = next(model.parameters()).device if small else torch.device("meta")
     tensors = named if small else {name: torch.empty_like(value, device=device) for name, value in named.items()}
     image = torch.zeros(1, channels, *size, device=device, dtype=next(iter(tensors.values())).dtype)

@@ -92,3 +92,15 @@ def test_the_identity_changes_colors_by_rounding_alone() -> None:
     same = torch.eye(3, 4).repeat(3, 1, 1)
     made = task(3, torch.contiguous_format)
     assert torch.allclose(made.normalize(image, same), made.normalize(image), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("colored", [False, True])
+def test_one_mean_for_all_channels_is_each_channels_mean(layout: torch.memory_format, colored: bool) -> None:
+    image = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
+    color = torch.cat([torch.eye(3) * 1.1, torch.ones(3, 1)], 1).repeat(2, 1, 1) if colored else None
+    made = task(3, layout)
+    made.mean, made.std = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 50.0)
+    each = made.normalize(image, color)
+    made.mean, made.std = torch.full((1, 1, 1, 1), 120.0), torch.full((1, 1, 1, 1), 50.0)
+    assert torch.equal(made.normalize(image, color), each)
