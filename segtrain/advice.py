@@ -24,6 +24,7 @@ class Waiting:
         workers: worker processes; 0: this process reads.
         cores: cores that this process and its workers may use.
         cached: whether decoded images are cached.
+        shared: whether the network computes on these cores, too.
     """
 
     images: int
@@ -34,6 +35,7 @@ class Waiting:
     workers: int
     cores: int
     cached: bool
+    shared: bool
 
     @property
     def share(self) -> float:
@@ -42,33 +44,42 @@ class Waiting:
 
     def gain(self, workers: int, cached: bool) -> float:
         """How many times as fast training would be: an estimate from this epoch's own times."""
-        load = self.load * (CACHED if cached and not self.cached else 1.0)
-        work = load + self.augment
+        work = self.load * (CACHED if cached and not self.cached else 1.0) + self.augment
         network = self.seconds - self.waited
-        # Workers work beside the network, but share the cores with it where it computes on them.
-        expected = network + work if workers == 0 else max(network, work / workers)
+        if workers == 0:
+            expected = network + work
+        else:
+            # Workers work beside the network, and take its time where it computes on the same cores.
+            expected = max(network + (work / self.cores if self.shared else 0), work / workers)
         return self.seconds / max(expected, 1e-9)
+
+    def explained(self) -> bool:
+        """Whether reading and augmenting take long enough to be what is waited for."""
+        return self.load + self.augment >= 0.5 * self.waited * max(self.workers, 1)
 
     def advice(self) -> str | None:
         """One line for a person, None where data are not what training waits for."""
-        if self.share <= WORTH_SAYING or not self.images:
+        if not (self.share > WORTH_SAYING and self.images):
             return None
-        most = max(self.cores, 1)
-        # Twice as many at a time, as far as there are cores: what is tried next, not the best that there is.
-        workers = next((n for n in (1, 2, 4, 8, 16, 32, 64) if n > self.workers), most)
-        while workers < most and self.gain(workers, self.cached) < 0.95 * self.gain(most, self.cached):
-            workers = min(2 * workers, most)
-        changes = []
-        if self.workers < workers <= most:
-            changes.append((self.gain(workers, self.cached), f"data.num_workers={workers}"))
-        if not self.cached:
-            changes.append((self.gain(self.workers, True), "data.cache=disk (or ram)"))
-        useful = [f"{name} about {gain:.1f}x" for gain, name in sorted(changes, reverse=True) if gain >= WORTH_DOING]
         each = 1000 * (self.load + self.augment) / self.images
         found = (
             f"data     {self.share:.0%} of the time was spent waiting for images (each takes {each:.1f} ms, "
             f"{self.workers} workers on {self.cores} cores): "
         )
+        if not self.explained():
+            return found + "more than reading and augmenting take; is the machine busy, or each step very short?"
+        changes = [] if self.cached else [(self.gain(self.workers, True), "data.cache=disk (or ram)")]
+        workers = self._more_workers()
+        if workers > self.workers:
+            changes.append((self.gain(workers, self.cached), f"data.num_workers={workers}"))
+        useful = [f"{name} about {gain:.1f}x" for gain, name in sorted(changes, reverse=True) if gain >= WORTH_DOING]
         if useful:
             return found + "faster with " + ", or ".join(useful)
-        return found + "smaller files, a smaller data.crop_size or fewer augment.transforms would help"
+        smaller = "" if self.cached else "smaller files, "
+        return found + f"{smaller}a smaller data.crop_size or fewer augment.transforms would help"
+
+    def _more_workers(self) -> int:
+        """The fewest workers that are nearly as good as one per core."""
+        every = [n for n in sorted({1, 2, 4, 8, 16, 32, self.cores}) if self.workers < n <= self.cores]
+        best = max((self.gain(n, self.cached) for n in every), default=0.0)
+        return next((n for n in every if self.gain(n, self.cached) >= 0.95 * best), self.workers)

@@ -18,8 +18,9 @@ T = TypeVar("T")
 class MicroBatches:
     """Cuts batches into `count` pieces, and into twice as many whenever the device's memory runs out.
 
-    Losses are divided by what a whole step counts, so that the pieces' gradients add up to the batch's. Batch
-    normalization alone sees a difference: its means are over one piece.
+    Losses that are means over pixels are divided by what a whole step counts, so that the pieces' gradients add up to
+    the batch's. Losses of regions (Dice, Tversky, Lovász) are the mean of the pieces' own, as with
+    `trainer.accumulate`, and batch normalization takes its means over one piece.
 
     Args:
         smallest: images that a piece must have at least.
@@ -37,8 +38,17 @@ class MicroBatches:
             return batches
         return [part for batch in batches for part in batch.parts(self.count)]
 
-    def run(self, batches: list[Batch], gradients: Callable[[list[Batch]], T], forget: Callable[[], None]) -> T:
+    def run(
+        self,
+        batches: list[Batch],
+        gradients: Callable[[list[Batch]], T],
+        forget: Callable[[], None],
+        *,
+        alone: bool = False,
+    ) -> T:
         """`gradients(pieces)`, again with smaller ones while memory runs out; `forget` drops what a failed try left.
+
+        `alone`: no other process waits for what `gradients` computes.
 
         Raises:
             torch.OutOfMemoryError: the pieces cannot be smaller, or other processes wait for this one's.
@@ -48,16 +58,20 @@ class MicroBatches:
             try:
                 return gradients(self.cut(batches))
             except torch.OutOfMemoryError as error:
-                if not self._can_halve(batches):
+                if not self._can_halve(batches, alone):
                     raise
                 failure = str(error).splitlines()[0]
             # Not in the handler: the error's traceback holds the tensors that must go.
             forget()
             self._halve(batches, failure)
 
-    def _can_halve(self, batches: list[Batch]) -> bool:
+    def agree(self) -> None:
+        """Every rank cuts into as many pieces as the one that needs most."""
+        self.count = max(distributed.gather(self.count))
+
+    def _can_halve(self, batches: list[Batch], alone: bool) -> bool:
         # Ranks that add up gradients would wait for ever for one that begins anew.
-        return distributed.world_size() == 1 and len(batches[0]) // (2 * self.count) >= self.smallest
+        return (alone or distributed.world_size() == 1) and len(batches[0]) // (2 * self.count) >= self.smallest
 
     def _halve(self, batches: list[Batch], failure: str) -> None:
         self.count *= 2
@@ -66,7 +80,7 @@ class MicroBatches:
         size = -(-len(batches[0]) // self.count)
         self.say(
             f"note     memory ran out ({failure}): {len(batches[0])} images go through the network {size} at a time; a "
-            "step has as many images as before, batch normalization sees fewer at once"
+            "step has as many images as before; batch normalization and losses of regions see fewer at once"
         )
 
 

@@ -35,12 +35,13 @@ class Progress:
         self.loader = loader
         self.header_said = False
         self.advised = False
+        self.started = False  # whether the workers have delivered, which they first have to be started for
         self.start_epoch()
 
     def start_epoch(self) -> None:
         """Sets the clocks to zero."""
         self.watch = Stopwatch()
-        self.waited = self.load_seconds = self.augment_seconds = 0.0
+        self.waited = self.starting = self.load_seconds = self.augment_seconds = 0.0
         self.steps = self.images = 0
         self.training_seconds = math.nan
 
@@ -51,7 +52,10 @@ class Progress:
     def received(self, batches: list[Batch], waited: float) -> None:
         """A step's batches came, after `waited` seconds."""
         self.steps += 1
-        self.waited += waited
+        if self.started:
+            self.waited += waited
+        else:
+            self.started, self.starting = True, waited
         for batch in batches:
             self.images += len(batch)
             self.load_seconds += batch.load_seconds
@@ -61,13 +65,14 @@ class Progress:
         """Where the time of this epoch's training went."""
         return Waiting(
             images=self.images,
-            seconds=self.training_seconds,
+            seconds=self.training_seconds - self.starting,
             waited=self.waited,
             load=self.load_seconds,
             augment=self.augment_seconds,
             workers=self.loader.num_workers,
             cores=usable_cores(),
             cached=self.loader.cached,
+            shared=self.device.type == "cpu",
         )
 
     def speed(self, seconds: float) -> float:

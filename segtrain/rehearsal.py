@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segtrain import distributed
-from segtrain.data.dataset import SegmentationDataset
 from segtrain.errors import ResourceError
 from segtrain.rng import restore_rng, rng_state
 from segtrain.tracking import Stopwatch, clock
@@ -66,10 +64,10 @@ def rehearse(trainer: Trainer, *, auto: bool) -> Forecast:
             for the checkpoints.
     """
     trainer.phase = "trying a step"
-    samples, sample_seconds = _samples(trainer)
+    batch, sample_seconds = trainer.train_loader.trial(SAMPLES)
     try:
         with _put_back(trainer):
-            step = _step_seconds(trainer, samples)
+            step = _step_seconds(trainer, batch)
             trainer.phase = "validating"
             image = _validation_seconds(trainer)
     except torch.OutOfMemoryError as error:
@@ -81,30 +79,6 @@ def rehearse(trainer: Trainer, *, auto: bool) -> Forecast:
     _refuse_small_disk(trainer, forecast)
     trainer.phase = "starting"
     return forecast
-
-
-def _samples(trainer: Trainer) -> tuple[list[Any], float]:
-    """Some training samples, and the seconds that a process needs for one."""
-    dataset = trainer.train_loader.dataset
-    assert isinstance(dataset, SegmentationDataset)
-    count = min(SAMPLES, len(dataset))
-    dataset.unfinished(0)  # a first one loads what the others share
-    watch = Stopwatch()
-    samples = [dataset.unfinished(index) for index in range(count)]
-    return samples, watch.seconds() / count
-
-
-def _batch(samples: list[Any], size: int) -> Batch:
-    """A batch of `size` images, which repeats the samples."""
-    places = [samples[i % len(samples)] for i in range(size)]
-    colors = [sample[3] for sample in places]
-    return Batch(
-        image=torch.from_numpy(np.stack([sample[0] for sample in places])),
-        target=torch.from_numpy(np.stack([sample[1] for sample in places])),
-        index=torch.arange(size),
-        records=[sample[2] for sample in places],
-        color=None if any(color is None for color in colors) else torch.from_numpy(np.stack(colors)),
-    )
 
 
 @contextmanager
@@ -123,27 +97,33 @@ def _put_back(trainer: Trainer) -> Iterator[None]:
         restore_rng(state, trainer.device)
 
 
-def _step_seconds(trainer: Trainer, samples: list[Any]) -> float:
+def _step_seconds(trainer: Trainer, batch: Batch) -> float:
     """Seconds of the forward and backward passes of one optimizer step."""
     # Ranks that try different sizes must not wait for each other's gradients.
     network = trainer.network if distributed.world_size() == 1 else trainer.model
-    batches = [_batch(samples, trainer.train_loader.batch_size).to(trainer.device)]
-    counts = trainer.task.counts(batches[0])
+    batches = [batch.to(trainer.device)]
     trainer.start_training()
+    # What the optimizer will add at its first step must fit beside a step, too.
+    missing = _momenta_bytes(trainer) - _stored(trainer.optimizer.state_dict()["state"])
+    reserved = torch.empty(
+        max(0, missing) if trainer.device.type == "cuda" else 0, dtype=torch.uint8, device=trainer.device
+    )
 
     def gradients(pieces: list[Batch]) -> dict[str, Tensor]:
-        return trainer.gradients(pieces, counts, network)
+        return trainer.gradients(pieces, network)
 
     seconds = 0.0
     for attempt in range(2):
         watch = Stopwatch()
-        trainer.micro.run(batches, gradients, trainer.forget_gradients)
+        trainer.micro.run(batches, gradients, trainer.forget_gradients, alone=True)
         _wait(trainer.device)
         seconds = watch.seconds()
         if attempt == 0 and trainer.compiling:
             trainer.compiled_in(seconds)
         elif attempt == 0 and seconds > LONG:
             break
+    del reserved
+    trainer.micro.agree()
     return seconds * trainer.train_loader.accumulate
 
 
@@ -182,10 +162,9 @@ def _forecast(trainer: Trainer, step: float, image: float, sample: float) -> For
 
 
 def _peak(trainer: Trainer) -> int:
-    """Peak memory in bytes; on a GPU with what the optimizer will add at its first step."""
+    """Peak memory in bytes; on a GPU with what the optimizer will add at its first step, which was reserved."""
     if trainer.device.type == "cuda":
-        peak = int(torch.cuda.max_memory_allocated(trainer.device))
-        return peak + _momenta_bytes(trainer) - _stored(trainer.optimizer.state_dict()["state"])
+        return int(torch.cuda.max_memory_allocated(trainer.device))
     try:
         import resource
     except ImportError:  # Windows

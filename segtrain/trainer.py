@@ -185,9 +185,8 @@ class Trainer:
         """One optimizer update from `accumulate` batches, as if they and the other ranks' were one batch."""
         watch = Stopwatch()
         batches = [batch.to(self.device) for batch in batches]
-        counts = distributed.sum_(added([self.task.counts(batch) for batch in batches]))
         self.guard.remember(self.model)
-        losses = self.micro.run(batches, lambda pieces: self.gradients(pieces, counts), self.forget_gradients)
+        losses = self.micro.run(batches, self.gradients, self.forget_gradients)
         losses["unlabelled"] = unlabelled(batches)
         self.scaler.unscale_(self.optimizer)
         norm = self.clipped_norm()
@@ -204,14 +203,16 @@ class Trainer:
         if self.compiling:
             self.compiled_in(watch.seconds())
 
-    def gradients(self, batches: list[Batch], counts: Tensor, network: nn.Module | None = None) -> dict[str, Tensor]:
+    def gradients(self, batches: list[Batch], network: nn.Module | None = None) -> dict[str, Tensor]:
         """Adds the gradients of a step's batches, and returns their losses by name, detached.
 
         Args:
-            counts: what each loss term is divided by, over the whole step.
-            network: another than the one that is trained.
+            batches: all of this rank's, in as many pieces as they are trained in.
+            network: another than the one that is trained; then no rank waits for the others.
         """
-        network = network or self.network
+        counts = added([self.task.counts(batch) for batch in batches])
+        if network is None:
+            network, counts = self.network, distributed.sum_(counts)
         total: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             with self.gradient_sync(number == len(batches) - 1):
@@ -259,7 +260,7 @@ class Trainer:
             expected=str(error).splitlines()[0],
             fix="inference=slide or a smaller inference.size for validation, or trainer.val_loss=false"
             if self.phase == "validating"
-            else "data.batch_size=auto, a smaller augment.crop_size, or trainer.amp=bf16",
+            else "a smaller data.batch_size or data.crop_size, trainer.amp=bf16, or a smaller network",
         )
 
     def finish_epoch(self) -> None:

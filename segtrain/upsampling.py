@@ -16,6 +16,7 @@ BAND = 2**16
 """Pixels of one thread's band of rows on the CPU: the four planes of it that are in use stay in a core's L2 cache."""
 
 
+@torch.no_grad()
 def upsampled_labels(native: Tensor, size: Iterable[int], align_corners: bool = False) -> Tensor:
     """Logits (B, C, h, w) -> the labels (B, H, W) uint8 that `resize_logits(native, size, …).max(1).indices` gives.
 
@@ -29,9 +30,13 @@ def upsampled_labels(native: Tensor, size: Iterable[int], align_corners: bool = 
     """
     height, width = size
     labels = torch.empty(native.shape[0], height, width, dtype=torch.uint8, device=native.device)
+    if not len(native):
+        return labels
     for one, out in zip(native.split(1), labels.split(1), strict=True):
         if native.shape[-2:] == (height, width):
             out.copy_(one.max(1).indices)
+        elif not bool(one.isfinite().all()):  # masked classes or a network that diverged: what `max` makes of them
+            out.copy_(resize_logits(one, (height, width), align_corners).max(1).indices)
         elif native.device.type == "cpu" and native.dtype == torch.float32:
             _compare_bands(one, out, align_corners)
         else:

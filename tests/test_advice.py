@@ -10,7 +10,7 @@ from segtrain.advice import Waiting
 def waiting(**changes: float) -> Waiting:
     """100 images: the network takes 1 s, two workers together 8 s of reading and 2 s of augmenting."""
     settings = {"images": 100, "seconds": 5.0, "waited": 4.0, "load": 8.0, "augment": 2.0}
-    settings |= {"workers": 2, "cores": 8, "cached": False} | changes
+    settings |= {"workers": 2, "cores": 8, "cached": False, "shared": False} | changes
     return Waiting(**settings)  # type: ignore[arg-type]
 
 
@@ -54,3 +54,22 @@ def test_a_process_that_reads_for_itself_adds_reading_to_the_network() -> None:
 
 def test_an_epoch_without_images_has_no_advice() -> None:
     assert waiting(images=0).advice() is None
+
+
+def test_waiting_that_reading_does_not_explain_promises_nothing() -> None:
+    advice = waiting(load=0.1, augment=0.1).advice()
+    assert advice is not None
+    assert "more than reading and augmenting take" in advice
+    assert "x" not in advice.split("cores): ")[1].replace("exp", "")
+
+
+@pytest.mark.parametrize(("workers", "cores"), [(4, 6), (8, 12), (1, 3)])
+def test_all_cores_are_named_where_they_help_and_are_no_power_of_two(workers: int, cores: int) -> None:
+    slow = waiting(workers=workers, cores=cores, load=60.0, augment=20.0, seconds=80.0 / workers, waited=60.0 / workers)
+    assert f"data.num_workers={cores}" in str(slow.advice())
+
+
+def test_workers_take_the_time_of_a_network_on_the_same_cores() -> None:
+    beside, same = waiting(cores=2), waiting(cores=2, shared=True)
+    assert same.gain(2, cached=True) == pytest.approx(5 / (1 + 2.16 / 2))
+    assert same.gain(2, cached=True) < beside.gain(2, cached=True)

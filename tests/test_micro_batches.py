@@ -82,6 +82,21 @@ def test_a_step_that_runs_out_of_memory_is_the_step_it_would_have_been(
     assert ("memory ran out" in said(runner)) == (pieces > 1)
 
 
+@pytest.mark.parametrize("loss", ["dice", "lovasz", "tversky", "ce_dice"])
+def test_losses_of_regions_are_the_mean_of_the_pieces_as_with_accumulated_batches(tmp_path: Path, loss: str) -> None:
+    states = []
+    for words, limit in ((["data.batch_size=2", "trainer.accumulate=4"], 100), (["data.batch_size=8"], 2)):
+        runner = trainer(tmp_path, f"loss={loss}", "optimizer=sgd", *words)
+        without_norms(runner)
+        hold_at_most(runner, limit, [])
+        runner.train_step(next(runner.train_loader.steps(0)))
+        states.append((runner.model.state_dict(), runner.sums["window"].take()))
+    (accumulated, losses), (cut, cut_losses) = states
+    for name, value in accumulated.items():
+        assert torch.allclose(cut[name], value, atol=1e-6, rtol=0), name
+    assert cut_losses == pytest.approx(losses, abs=1e-5)
+
+
 def test_later_steps_begin_with_the_pieces_that_fit(tmp_path: Path) -> None:
     runner = trainer(tmp_path, "data.batch_size=4", "data.limit=16")
     sizes: list[int] = []
@@ -98,7 +113,7 @@ def test_memory_that_no_piece_fits_ends_the_run_and_names_the_phase(tmp_path: Pa
     hold_at_most(runner, 0, [])
     with pytest.raises(ResourceError, match=r"while training .*batches of 4, each in 4 pieces") as caught:
         runner.fit()
-    assert "data.batch_size=auto" in str(caught.value.fix)
+    assert "data.batch_size" in str(caught.value.fix)
 
 
 def test_a_network_that_normalizes_single_values_keeps_two_images(tmp_path: Path) -> None:

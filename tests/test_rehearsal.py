@@ -9,8 +9,10 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segtrain import checkpoint
 from segtrain.errors import ResourceError
@@ -22,7 +24,12 @@ LINE = re.compile(r"forecast .*: .* a step, validation .* memory (.*) disk (\S+)
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["trainer.ema=0.9", "model.dropout=0.4", "optimizer=sgd"]], ids=["plain", "more"]
+    "extra",
+    [
+        [],
+        ["trainer.ema=0.9", "model.dropout=0.4", "optimizer=sgd"],
+        ["augment.transforms.color.p=1.0", "data.batch_size=3", "trainer.accumulate=2", "data.num_workers=1"],
+    ],
 )
 def test_a_run_with_a_forecast_is_the_run_without(door: Any, fast: list[str], tmp_path: Path, extra: list[str]) -> None:
     states = {}
@@ -75,6 +82,28 @@ def test_what_a_forecast_counts_grows_with_the_run(fast: list[str], tmp_path: Pa
         assert forecast.memory > 2**20
 
 
+def test_samples_that_make_no_batch_are_told_as_the_loader_tells_it(door: Any, fast: list[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        for folder, pixels in (
+            ("images", rng.integers(0, 255, (20 + index, 30, 3))),
+            ("masks", np.zeros((20 + index, 30))),
+        ):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / folder / f"{index}.png")
+    words = [word for word in fast if not word.startswith("data.size")]
+    done = door(
+        *words,
+        "data=folder",
+        "data.root=data",
+        "data.classes=[a,b]",
+        "~augment.transforms.scale_crop",
+        "trainer.forecast=true",
+    )
+    assert done.code == 3, done.err
+    assert "a batch holds images of different sizes" in done.err
+
+
 def test_validation_without_losses_has_none(door: Any, fast: list[str], tmp_path: Path) -> None:
     for wanted in ("true", "false"):
         done = door(*fast, f"trainer.val_loss={wanted}", f"hydra.run.dir=run-{wanted}")
@@ -97,3 +126,30 @@ def test_steps_without_a_label_are_counted(fast: list[str], tmp_path: Path) -> N
     losses = runner.sums["window"].take()
     assert losses["unlabelled"] == pytest.approx(1 / len(steps))
     assert torch.isfinite(torch.tensor(losses["loss"]))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_rehearsed_and_its_first_pass_is_told(door: Any, fast: list[str], tmp_path: Path) -> None:
+    done = door(*fast, "trainer.compile=true", "trainer.forecast=true")
+    assert done.code == 0, done.err
+    assert done.out.count("compile  the first step took") == 1
+    assert LINE.search(done.out)
+
+
+def test_a_network_whose_length_is_asked_for_trains(fast: list[str], tmp_path: Path) -> None:
+    runner = build(compose(fast), folder=tmp_path, tracker=Tracker())
+
+    class Asked(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __len__(self) -> int:
+            raise TypeError("no length")
+
+        def forward(self, *values: Any, **options: Any) -> Any:
+            return self.inner(*values, **options)
+
+    runner.network = Asked(runner.model)
+    rehearse(runner, auto=False)
+    runner.train_step(next(runner.train_loader.steps(0)))

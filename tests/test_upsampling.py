@@ -88,6 +88,16 @@ def test_a_class_is_passed_over_only_where_it_never_wins(size: tuple[int, int]) 
     assert torch.equal(upsampled_labels(native, size), plain(native, size))
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_classes_that_are_masked_or_broken_are_labelled_as_by_the_largest_logit(value: float) -> None:
+    torch.manual_seed(0)
+    native = torch.randn(2, 5, 9, 9)
+    native[0, 1] = value
+    assert torch.equal(upsampled_labels(native, (37, 29)), plain(native, (37, 29)))
+    assert torch.equal(upsampled_labels(native.requires_grad_(), (37, 29)), plain(native, (37, 29)))
+    assert upsampled_labels(native[:0], (37, 29)).shape == (0, 37, 29)
+
+
 def test_values_that_are_not_numbers_drop_no_class() -> None:
     native = torch.full((1, 3, 4, 4), torch.nan)
     assert possible_classes(native).all()

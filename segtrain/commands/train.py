@@ -52,6 +52,7 @@ def train(
     """Trains in the folder `path` that is ours alone, from the checkpoint `found` with `state` or from the start."""
     if distributed.is_main():
         if found is not None and state is not None:
+            state = checkpoint.load(found)  # again: until the folder was ours, another run may have gone on in it
             state = resuming.bring_best(found, state, path / "checkpoints", say_early)
         folder.describe(cfg, experiment.versions(), settings.options.device)
         (path / "metrics.json").unlink(missing_ok=True)  # it says that a run is finished

@@ -61,8 +61,7 @@ class RandomScaleCrop(DualTransform):
         rows, columns = place.rows, place.columns
         window = img[rows.first : rows.last, columns.first : columns.last]
         if rows.scale != 1 or columns.scale != 1:
-            # Without a size, OpenCV keeps these factors as they are instead of those that fit the window.
-            window = cv2.resize(window, None, fx=columns.scale, fy=rows.scale, interpolation=cv2.INTER_LINEAR)
+            window = _scaled(window, columns.scale, rows.scale)
         part = window[rows.skip : rows.skip + rows.kept, columns.skip : columns.skip + columns.kept]
         part = cv2.flip(part, 1) if mirrored else part
         part = part.reshape(rows.kept, columns.kept, *img.shape[2:])
@@ -113,6 +112,18 @@ class CropAndFlip:
             "image": self.crop.apply(image, place, mirrored),
             "mask": self.crop.apply_to_mask(mask, place, mirrored),
         }
+
+
+def _scaled(window: np.ndarray, fx: float, fy: float) -> np.ndarray:
+    """The window (H, W, C) scaled by exactly these factors, along pixel centers as all resizing here is."""
+    height, width = window.shape[:2]
+    size = round(height * fy), round(width * fx)
+    if size != (height, width):
+        # Without a size, OpenCV keeps these factors as they are instead of those that fit the window.
+        return cv2.resize(window, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    # Where the sizes agree it would copy, and shift the window's end by up to half a pixel.
+    matrix = np.array([[fx, 0, (fx - 1) / 2], [0, fy, (fy - 1) / 2]])
+    return cv2.warpAffine(window, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _columns(labels: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from time import perf_counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Len
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segtrain import distributed
@@ -39,7 +40,7 @@ class LoaderOptions:
     num_workers: NonNegativeInt = 2
     prefetch: PositiveInt = 2
     cache: Literal["none", "ram", "disk"] = "none"
-    cache_dir: str = "outputs/cache"
+    cache_dir: Annotated[str, Len(1)] = "outputs/cache"
     scan: PositiveInt | None = 512
 
     @property
@@ -97,6 +98,22 @@ class TrainLoader:
             if len(step) == self.accumulate:
                 yield step
                 step = []
+
+    def trial(self, count: PositiveInt) -> tuple[Batch, float]:
+        """A whole batch of the first `count` samples, repeated, and the seconds that one process needs for a sample.
+
+        Raises:
+            SegtrainError: of a sample, or where they make no batch.
+        """
+        samples = _Guarded(self.dataset)
+        _ = samples[(0, 0)]  # once more below, timed: the first one loads what the others share
+        begun = perf_counter()
+        found = [samples[(0, index)] for index in range(min(count, self.length))]
+        seconds = (perf_counter() - begun) / len(found)
+        batch = _collate([found[number % len(found)] for number in range(self.batch_size)])
+        if isinstance(batch, SegtrainError):
+            raise batch
+        return batch, seconds
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

@@ -15,20 +15,54 @@ import cv2
 import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version when imported
-from albumentations import Blur, GaussianBlur, HorizontalFlip, MotionBlur, VerticalFlip
+from albumentations import (
+    D4,
+    Affine,
+    Blur,
+    CenterCrop,
+    Crop,
+    ElasticTransform,
+    GaussianBlur,
+    GridDistortion,
+    HorizontalFlip,
+    LongestMaxSize,
+    MotionBlur,
+    OpticalDistortion,
+    PadIfNeeded,
+    Perspective,
+    RandomCrop,
+    RandomResizedCrop,
+    RandomRotate90,
+    RandomScale,
+    Resize,
+    Rotate,
+    SafeRotate,
+    ShiftScaleRotate,
+    SmallestMaxSize,
+    Transpose,
+    VerticalFlip,
+)
 from albumentations.core.composition import BaseCompose
-from albumentations.core.transforms_interface import BasicTransform, DualTransform
+from albumentations.core.transforms_interface import BasicTransform
 
 from segtrain.data.color import ColorMatrix, chained, color_matrix, mean_color, painted
 from segtrain.data.crops import FILL as FILL
 from segtrain.data.crops import CropAndFlip
 from segtrain.data.crops import Fit as Fit
 from segtrain.data.crops import RandomScaleCrop as RandomScaleCrop  # where configs name them
+from segtrain.data.elastic import ElasticGrid, IgnoreBorder, MirrorCrop
 from segtrain.errors import ConfigError, DataError, listed
 from segtrain.types import IGNORE_INDEX
 
 BLURS = (Blur, GaussianBlur, MotionBlur)
 """Means of neighbors with weights that add up to 1: before or after a matrix on colors they give the same."""
+SPATIAL = (
+    *(RandomScaleCrop, Fit, ElasticGrid, MirrorCrop, IgnoreBorder),
+    *(HorizontalFlip, VerticalFlip, Transpose, D4, RandomRotate90, RandomCrop, CenterCrop, Crop, PadIfNeeded, Resize),
+    *(RandomScale, LongestMaxSize, SmallestMaxSize, RandomResizedCrop, Rotate, SafeRotate, Affine, ShiftScaleRotate),
+    *(Perspective, ElasticTransform, GridDistortion, OpticalDistortion),
+)
+"""They move pixels or mix neighbors by weights: before or after a matrix on colors they give the same but for fills."""
 COPIERS = (RandomScaleCrop, Fit, HorizontalFlip, VerticalFlip)
 """They copy labels from pixel to pixel: none can appear that was not there, and none need be looked for."""
 
@@ -157,7 +191,10 @@ def _joined(steps: dict[str, BasicTransform | BaseCompose]) -> dict[str, BasicTr
 def _commutes(step: BasicTransform | BaseCompose) -> bool:
     if isinstance(step, BaseCompose):
         return all(_commutes(inner) for inner in step.transforms)
-    return isinstance(step, DualTransform) or type(step) in BLURS  # a MedianBlur is a Blur, and not linear
+    return type(step) in (
+        *SPATIAL,
+        *BLURS,
+    )  # no subclasses: a MedianBlur is a Blur, and not linear
 
 
 def _with_matrix(step: ColorMatrix, image: np.ndarray, color: np.ndarray | None) -> np.ndarray | None:

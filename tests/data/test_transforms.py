@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
+from segtrain.data.color import ColorMatrix
 from segtrain.data.crops import Span
 from segtrain.data.transforms import FILL, Fit, RandomScaleCrop, SegmentationTransform
 from segtrain.errors import ConfigError, DataError
@@ -522,3 +523,30 @@ def test_nested_transforms_draw_from_the_same_stream() -> None:
     assert 5 < sum(flips) < 25
     again = [steps(IMAGE, BLOCKS, (0, 0, index))[0] for index in reversed(range(30))]
     assert all(np.array_equal(one, two) for one, two in zip(results, reversed(again), strict=True))
+
+
+def test_a_step_that_looks_at_colors_sees_them_changed() -> None:
+    def inverted(image: np.ndarray, **options: object) -> np.ndarray:
+        return 255 - image
+
+    image = np.random.default_rng(0).integers(0, 120, (20, 20, 3), dtype=np.uint8)
+    target = np.zeros((20, 20), np.uint8)
+    color = ColorMatrix(brightness=[1.5, 1.5], contrast=[1, 1], saturation=[1, 1], hue=[0, 0], p=1.0)
+    after = A.Lambda(image=inverted, p=1.0)
+    found, _ = SegmentationTransform({"color": color, "after": after})(image, target, (0, 0, 0))
+    assert np.abs(found.astype(int) - (255 - np.minimum(255, 1.5 * image))).max() <= 1
+    assert SegmentationTransform({"color": color, "after": after}).unfinished(image, target, (0, 0, 0))[2] is None
+
+
+@pytest.mark.parametrize(("length", "scaled"), [(300, 299), (500, 499), (500, 501), (64, 63)])
+def test_a_scale_near_one_shifts_no_part_of_the_image(length: int, scaled: int) -> None:
+    row = np.linspace(0, 255, length, dtype=np.float32)
+    image = np.repeat(np.repeat(row[None], length, 0)[..., None], 3, 2)
+    crop = RandomScaleCrop(size=length // 2, scale_range=[scaled / length, scaled / length])
+    step = 255 / (length - 1)  # of a pixel
+    for seed in range(60):
+        crop.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        place = crop.draw(image.shape)
+        found = crop.apply(image, place)[..., 0]
+        centers = (place.columns.start + np.arange(length // 2) + 0.5) * length / scaled - 0.5
+        assert np.abs(found[0] / step - centers.clip(0, length - 1)).max() < 0.12

@@ -112,7 +112,10 @@ def _sweep(home: Path, own: Path, say: Say) -> None:
             _remove_left(left, say)
             continue
         other = home.with_name(left.name.removeprefix(_SCRATCH))
-        with _lock_file(other).open("ab") as file:
+        lock = _lock_file(other)
+        if (lock.exists() and not os.access(lock, os.W_OK)) or not os.access(left, os.W_OK):
+            continue  # another user's, who sweeps it
+        with lock.open("ab") as file:
             if _try_lock(file, other):
                 _remove_left(left, say)
                 _unlock(file)
