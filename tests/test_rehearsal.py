@@ -96,6 +96,7 @@ def test_samples_that_make_no_batch_are_told_as_the_loader_tells_it(door: Any, f
         *words,
         "data=folder",
         "data.root=data",
+        "data.val_fraction=0.5",
         "data.classes=[a,b]",
         "~augment.transforms.scale_crop",
         "trainer.forecast=true",
