@@ -227,6 +227,11 @@ def test_curves_are_hidden_after_the_step_that_is_resumed_from(tmp_path: Path) -
     for step in range(1, 8):
         first.scalars(step, {"train/loss": float(step)})
     first.flush()
+    began = int(time.time())
+    while (
+        int(time.time()) == began
+    ):  # files are read by name, and of one second's files the tenth comes before the ninth
+        time.sleep(0.05)
     second = RunTracker(tmp_path, tensorboard=True, purge_after=4)
     for step in range(5, 8):
         second.scalars(step, {"train/loss": 10.0 * step})
