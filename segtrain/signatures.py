@@ -184,6 +184,8 @@ def check(
         ConfigError: unknown key, missing key, wrong type or range.
     """
     known, open_ended = parameters(target)
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{where}={node}", expected=f"the keys of {_name(target)}: {listed(known, 30)}")
     for key, value in node.items():
         if key == "_target_":
             continue

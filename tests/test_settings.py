@@ -208,3 +208,10 @@ def test_every_optimizer_needs_a_rate(overrides: list[str], found: str) -> None:
 def test_inference_at_no_scale_is_refused(protocol: str) -> None:
     with pytest.raises(ConfigError, match=r"inference\.scales=\[\]"):
         Settings(compose([f"inference={protocol}", "inference.scales=[]"]))
+
+
+@pytest.mark.parametrize("word", ["loss.terms=00", "loss.terms=abc", "model.normalize=3", "augment.transforms=5"])
+def test_a_value_where_keys_belong_is_refused(door: Any, fast: list[str], word: str) -> None:
+    done = door(*fast, word)
+    assert done.code == 2, done.err
+    assert f"error[config] {word.split('=')[0]}=" in done.err

@@ -36,6 +36,12 @@ class SegmentationLoss(nn.Module):
         self, *, terms: dict[str, Loss], aux_weight: NonNegativeFloat = 0.4, resolution: Resolution = "full"
     ) -> None:
         super().__init__()
+        if not isinstance(terms, dict):
+            raise ConfigError(
+                f"loss.terms={terms}",
+                expected="losses by name, each with a _target_",
+                fix="choose a loss, as loss=ce, and change single keys of its terms",
+            )
         if not terms:
             raise ConfigError(
                 "the loss has no terms",
