@@ -1,0 +1,173 @@
+"""Objects of an image, one mask each: as a dataset gives them, and as a network finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from segtrain.types import Record
+
+
+@dataclass
+class Instances:
+    """The N objects of one image (H, W). Masks may overlap.
+
+    Attributes:
+        masks: (N, H, W) uint8, 1 where the object is.
+        boxes: (N, 4) float32 `x0, y0, x1, y1` in pixels; x1 and y1 lie behind the last column and row.
+        labels: (N,) int64 class indices from 1 on; 0 is the background.
+        crowd: (N,) bool; True: a group that nobody took apart. Never trained on; scored by COCO's rules for crowds.
+        area: (N,) float64 pixels as the publisher counted them, by which scores tell small from large.
+        ids: (N,) int64, the publisher's name of each object; 0 where it has none.
+    """
+
+    masks: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    area: Tensor
+    ids: Tensor
+
+    @staticmethod
+    def of(
+        masks: Tensor,
+        labels: Tensor,
+        *,
+        boxes: Tensor | None = None,
+        crowd: Tensor | None = None,
+        area: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Instances:
+        """Objects from masks (N, H, W) uint8 and labels (N,): what is not given follows from the masks."""
+        count = len(masks)
+        return Instances(
+            masks=masks,
+            boxes=boxes_around(masks) if boxes is None else boxes,
+            labels=labels,
+            crowd=torch.zeros(count, dtype=torch.bool) if crowd is None else crowd,
+            area=masks.flatten(1).sum(1, dtype=torch.float64) if area is None else area,
+            ids=torch.zeros(count, dtype=torch.int64) if ids is None else ids,
+        )
+
+    @staticmethod
+    def none(height: int, width: int) -> Instances:
+        """No objects in an image of that size."""
+        return Instances.of(torch.zeros(0, height, width, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.masks.shape[1], self.masks.shape[2]
+
+    def keep(self, which: Tensor) -> Instances:
+        """The objects that `which`, booleans (N,) or indices, names."""
+        return Instances(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    def to(self, device: torch.device) -> Instances:
+        """The same on a device; overlaps with computation where the memory is pinned."""
+        return Instances(
+            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        )
+
+    def pin_memory(self) -> Instances:
+        """The same in memory that a GPU reads directly."""
+        return Instances(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+
+
+@dataclass
+class Detections:
+    """What a network finds in one image (H, W), the likeliest first.
+
+    Attributes:
+        boxes: (N, 4) float32 `x0, y0, x1, y1` in pixels of the image.
+        labels: (N,) int64 class indices from 1 on.
+        scores: (N,) float32 in [0, 1], falling.
+        masks: (N, H, W) uint8, 1 where the object is.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    masks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def keep(self, which: Tensor) -> Detections:
+        """The detections that `which`, booleans (N,) or indices, names."""
+        return Detections(self.boxes[which], self.labels[which], self.scores[which], self.masks[which])
+
+    def cpu(self) -> Detections:
+        """The same in the main memory."""
+        return Detections(self.boxes.cpu(), self.labels.cpu(), self.scores.cpu(), self.masks.cpu())
+
+
+@dataclass
+class InstanceBatch:
+    """Images of any sizes with their objects.
+
+    `image` tensors (H, W, C) uint8, or float32 in [0, 255] for sources of more than 8 bits; `target` one per image;
+    `index` (B,) int64 positions in the dataset; `records` one per image; `color` as in `segtrain.types.Batch`.
+    """
+
+    image: list[Tensor]
+    target: list[Instances]
+    index: Tensor
+    records: list[Record]
+    color: Tensor | None = None
+    load_seconds: float = 0.0
+    augment_seconds: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device) -> InstanceBatch:
+        """The same batch on a device."""
+        color = None if self.color is None else self.color.to(device, non_blocking=True)
+        image = [one.to(device, non_blocking=True) for one in self.image]
+        return replace(self, image=image, target=[one.to(device) for one in self.target], color=color)
+
+    def pin_memory(self) -> InstanceBatch:
+        """Called by the loader's pinning thread when the batch goes to a GPU."""
+        color = None if self.color is None else self.color.pin_memory()
+        image = [one.pin_memory() for one in self.image]
+        return replace(self, image=image, target=[one.pin_memory() for one in self.target], color=color)
+
+    def parts(self, count: int) -> list[InstanceBatch]:
+        """The batch cut into `count` batches whose sizes differ by one at most, in order; as `Batch.parts`."""
+        count = min(count, len(self))
+        ends = [len(self) * number // count for number in range(count + 1)]
+        return [
+            InstanceBatch(
+                image=self.image[first:last],
+                target=self.target[first:last],
+                index=self.index[first:last],
+                records=self.records[first:last],
+                color=None if self.color is None else self.color[first:last],
+                load_seconds=0.0 if first else self.load_seconds,
+                augment_seconds=0.0 if first else self.augment_seconds,
+            )
+            for first, last in pairwise(ends)
+        ]
+
+    def unlabelled(self) -> Tensor:
+        """False: an image without objects teaches, too, where none are."""
+        return torch.zeros((), dtype=torch.bool, device=self.index.device)
+
+
+def boxes_around(masks: Tensor) -> Tensor:
+    """Masks (N, H, W) -> tight boxes (N, 4) float32 `x0, y0, x1, y1`; zeros where a mask is empty."""
+    boxes = torch.zeros(len(masks), 4, device=masks.device)
+    for axis, start in ((1, 0), (2, 1)):  # collapsing rows leaves columns, which are x
+        occupied = (masks != 0).any(axis)
+        size = occupied.shape[1]
+        there = occupied.any(1)
+        boxes[:, start] = occupied.to(torch.uint8).argmax(1).float() * there
+        boxes[:, start + 2] = (size - occupied.flip(1).to(torch.uint8).argmax(1)).float() * there
+    return boxes
