@@ -13,7 +13,6 @@ from segtrain.data.caching.cache import open_cache
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.loader import LoaderOptions
 from segtrain.data.scan import Scan
-from segtrain.data.transforms import SegmentationTransform
 from segtrain.device import usable_cores
 from segtrain.errors import ConfigError
 from segtrain.inference.base import ImageInference
@@ -43,7 +42,8 @@ def make_dataset(settings: Settings, split: str, augmented: bool = True) -> Segm
     transform = None
     if augmented and split == "train":
         steps = signatures.instantiate(settings.augment["transforms"], "augment.transforms", allow=settings.allow)
-        transform = SegmentationTransform(steps)
+        kind: Any = signatures.resolve(settings.node["data"]["_target_"], "data", settings.allow)
+        transform = getattr(kind, "transform_of", SegmentationDataset.transform_of)(steps)
     dataset: SegmentationDataset = settings.make("data", split=split, transform=transform, seed=settings.options.seed)
     return dataset
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from segtrain.advice import Waiting
-from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset
 from segtrain.data.loader import TrainLoader
 from segtrain.device import usable_cores
 from segtrain.tracking import Stopwatch, Tracker, class_table, clock, percent
@@ -124,7 +124,7 @@ class Progress:
         count: int,
         model: nn.Module,
         task: Any,
-        dataset: SegmentationDataset,
+        dataset: ImageDataset[Any],
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         """Input, truth, prediction and errors of the first `count` validation samples."""

@@ -83,6 +83,10 @@ class Batch:
         color = None if self.color is None else self.color.pin_memory()
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory(), color=color)
 
+    def unlabelled(self) -> Tensor:
+        """Whether no pixel is labelled, which then teaches nothing; without waiting for the device."""
+        return self.target.amin() == IGNORE_INDEX
+
     def parts(self, count: int) -> list[Batch]:
         """The batch cut into `count` batches (fewer where it is smaller) whose sizes differ by one at most, in order.
 

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from segtrain.data.dataset import IMAGE_SUFFIXES, SegmentationDataset, files_by_stem
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import IMAGE_SUFFIXES, files_by_stem
 from segtrain.errors import ConfigError, DataError, listed
 from segtrain.types import Fraction, Record
 

@@ -21,11 +21,13 @@ from annotated_types import Len
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segtrain import distributed
+from segtrain.data.batches import Loaded, stacked
 from segtrain.data.caching.cache import is_cached
-from segtrain.data.dataset import Sample, SegmentationDataset, Unfinished
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset, Unfinished
 from segtrain.data.workers import CLOSING, end_workers_with, quiet_worker
 from segtrain.errors import DataError, ResourceError, SegtrainError
-from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Record, Size
+from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: Dataset[Sample],
+        dataset: Dataset[Any],
         *,
         batch_size: PositiveInt = 8,
         num_workers: NonNegativeInt = 2,
@@ -110,7 +112,7 @@ class TrainLoader:
         begun = perf_counter()
         found = [samples[(0, index)] for index in range(min(count, self.length))]
         seconds = (perf_counter() - begun) / len(found)
-        batch = _collate([found[number % len(found)] for number in range(self.batch_size)])
+        batch = _collate(self.dataset, [found[number % len(found)] for number in range(self.batch_size)])
         if isinstance(batch, SegtrainError):
             raise batch
         return batch, seconds
@@ -147,7 +149,7 @@ class EvalLoader:
 
     def __init__(
         self,
-        dataset: SegmentationDataset,
+        dataset: ImageDataset[Any],
         *,
         batch_size: PositiveInt = 8,
         num_workers: NonNegativeInt = 2,
@@ -168,12 +170,12 @@ class EvalLoader:
 
 
 def _loader(
-    dataset: Dataset[Sample], order: Any, collate: Any, num_workers: int, prefetch: int, pin_memory: bool
+    dataset: Dataset[Any], order: Any, collate: Any, num_workers: int, prefetch: int, pin_memory: bool
 ) -> DataLoader[Any]:
     return DataLoader(
         _Guarded(dataset),
         batch_sampler=order,
-        collate_fn=collate,
+        collate_fn=partial(collate, dataset),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch if num_workers else None,
@@ -190,83 +192,41 @@ class _Guarded(Dataset[Any]):
     A user's error is returned as a value: raised in a worker, its text would arrive inside a traceback.
     """
 
-    def __init__(self, dataset: Dataset[Sample]) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Any) -> _Loaded | SegtrainError:
+    def __getitem__(self, key: Any) -> Loaded | SegtrainError:
         try:
             image, target, record, color, load_seconds, augment_seconds = self._sample(key)
         except SegtrainError as error:
             return error
         index = key[1] if isinstance(key, tuple) else key
-        return _Loaded(image, target, index, record, color, load_seconds, augment_seconds)
+        return Loaded(image, target, index, record, color, load_seconds, augment_seconds)
 
     def _sample(self, key: Any) -> Unfinished:
         # A subclass that changes what a sample is by its own `__getitem__` means the loader, too.
-        if isinstance(self.dataset, SegmentationDataset) and _getitem(self.dataset) is SegmentationDataset.__getitem__:
+        if isinstance(self.dataset, ImageDataset) and _getitem(self.dataset) is ImageDataset.__getitem__:
             return self.dataset.unfinished(key)
         begun = perf_counter()
         image, target, record = self.dataset[key]
         return image, target, record, None, perf_counter() - begun, 0.0
 
 
-def _getitem(dataset: Dataset[Sample]) -> Any:
+def _getitem(dataset: Dataset[Any]) -> Any:
     return type(dataset).__getitem__
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """One sample on its way into a batch."""
-
-    image: np.ndarray
-    target: np.ndarray
-    index: int
-    record: Record
-    color: np.ndarray | None
-    load_seconds: float
-    augment_seconds: float
-
-
-def _collate(samples: Sequence[Any]) -> Batch | SegtrainError:
+def _collate(dataset: Dataset[Any], samples: Sequence[Any]) -> Any:
     errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
-    if errors:
-        return errors[0]
-    sizes = {sample.image.shape for sample in samples}
-    if len(sizes) > 1:
-        return DataError(
-            f"a batch holds images of different sizes: {sorted(sizes)}",
-            expected="one size per batch: a crop, or a resize to one size",
-            fix="use augment=basic (random crop) or augment=none (resize) with augment.crop_size",
-        )
-    # An array above 8 bits makes the whole batch float32; both keep the range [0, 255].
-    dtype = np.float32 if any(sample.image.dtype == np.float32 for sample in samples) else np.uint8
-    return Batch(
-        image=torch.from_numpy(np.stack([sample.image for sample in samples]).astype(dtype, copy=False)),
-        target=torch.from_numpy(np.stack([sample.target for sample in samples])),
-        index=torch.tensor([sample.index for sample in samples]),
-        records=[sample.record for sample in samples],
-        color=_colors(samples),
-        load_seconds=sum(sample.load_seconds for sample in samples),
-        augment_seconds=sum(sample.augment_seconds for sample in samples),
-    )
+    return errors[0] if errors else getattr(dataset, "collate", stacked)(samples)
 
 
-def _colors(samples: Sequence[_Loaded]) -> torch.Tensor | None:
-    """The color matrices (B, C, C + 1) float32, the identity for samples without one; None: no sample has one."""
-    if all(sample.color is None for sample in samples):
-        return None
-    channels = samples[0].image.shape[2]
-    same = np.eye(channels, channels + 1)
-    colors = [same if sample.color is None else sample.color for sample in samples]
-    return torch.from_numpy(np.stack(colors).astype(np.float32))
-
-
-def _collate_by_size(samples: Sequence[Any]) -> list[Batch] | SegtrainError:
+def _collate_by_size(dataset: Dataset[Any], samples: Sequence[Any]) -> Any:
     errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
     if errors:
         return errors[0]
     groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image.shape)]
-    return [_collate(group) for group in groups]  # type: ignore[misc]
+    return [_collate(dataset, group) for group in groups]
 
 
 def _raising(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -13,8 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from segtrain.data.dataset import SegmentationDataset, files_by_stem
+from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.download import extract, fetch
+from segtrain.data.images import files_by_stem
 from segtrain.errors import ConfigError, DataError, listed
 from segtrain.types import Record
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from segtrain.data.dataset import IMAGE_SUFFIXES
+from segtrain.data.images import IMAGE_SUFFIXES
 from segtrain.errors import DataError, listed
 from segtrain.prediction.files import KINDS
 

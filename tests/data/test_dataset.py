@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segtrain.data.dataset import SegmentationDataset, files_by_stem
+from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import files_by_stem
 from segtrain.errors import ConfigError, DataError
 from segtrain.types import Record
 

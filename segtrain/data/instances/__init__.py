@@ -1,0 +1,1 @@
+"""Datasets of single objects, one mask each."""

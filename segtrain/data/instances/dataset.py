@@ -1,0 +1,71 @@
+"""What all datasets of single objects share: checked (image, objects, record) samples out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from segtrain.data.batches import Loaded, color_matrices
+from segtrain.data.images import ImageDataset, Transform
+from segtrain.errors import DataError
+from segtrain.instances import InstanceBatch, Instances
+from segtrain.types import Record
+
+
+class InstanceDataset(ImageDataset[Instances]):
+    """Images with one mask per object.
+
+    `target` is an `Instances` whose masks have the image's size. An image without objects is kept: it says where
+    nothing is. `classes` begins with the background, which no object has.
+
+    Args:
+        shared: as in `ImageDataset`.
+
+    Raises:
+        DataError: root, split or files are not as the publisher ships them.
+    """
+
+    task: ClassVar[str] = "instance"
+
+    @abstractmethod
+    def read_objects(self, record: Record) -> Instances:
+        """The objects of one record, checked: labels in [1, len(classes)), masks of one size, no empty mask."""
+
+    def load(self, record: Record) -> tuple[np.ndarray, Instances]:
+        """The untransformed image (H, W, C) and its objects."""
+        image = self.read_image(record)
+        found = self.read_objects(record)
+        if found.size != image.shape[:2]:
+            raise DataError(
+                "image and objects have different sizes (width x height)",
+                where=f"{record.image} is {image.shape[1]}x{image.shape[0]}, "
+                f"the objects of {record.target or record.name} are {found.size[1]}x{found.size[0]}",
+                expected="masks of the image's size",
+                fix="export the objects again from this image; an image with an EXIF rotation is read upright, "
+                "data.exif=ignore reads it as it is stored",
+            )
+        return image, found
+
+    @staticmethod
+    def collate(samples: Sequence[Loaded]) -> InstanceBatch:
+        """Samples of any sizes, side by side."""
+        return InstanceBatch(
+            image=[torch.from_numpy(np.ascontiguousarray(sample.image)) for sample in samples],
+            target=[sample.target for sample in samples],
+            index=torch.tensor([sample.index for sample in samples]),
+            records=[sample.record for sample in samples],
+            color=color_matrices(samples),
+            load_seconds=sum(sample.load_seconds for sample in samples),
+            augment_seconds=sum(sample.augment_seconds for sample in samples),
+        )
+
+    @staticmethod
+    def transform_of(steps: dict[str, Any]) -> Transform:
+        """The named transforms, applied to image and objects together."""
+        from segtrain.data.instances.transforms import InstanceTransform  # albumentations: only training needs it
+
+        return InstanceTransform(steps)
