@@ -82,16 +82,8 @@ class SegmentationTransform:
     """
 
     def __init__(self, steps: dict[str, Any]) -> None:
-        self.steps: dict[str, BasicTransform | BaseCompose] = {}
-        for name, step in steps.items():
-            if not isinstance(step, BasicTransform | BaseCompose):
-                raise ConfigError(
-                    f"augment.transforms.{name} is a {type(step).__name__}",
-                    expected="an albumentations transform (`_target_: albumentations.…`)",
-                )
-            self.steps[name] = step
-            protect_target(step)
-        self.deferred = _deferred(self.steps)
+        self.steps = protected(steps)
+        self.deferred = deferrable(self.steps)
         self.joined = _joined(self.steps)
         self.trusted = all(name in self.deferred or type(step) in COPIERS for name, step in self.steps.items())
 
@@ -120,10 +112,7 @@ class SegmentationTransform:
     def _run(
         self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int], watched: bool = False
     ) -> Unfinished:
-        # Bit for bit `default_rng(seed)` and its `integers(2**63)`, in half their time.
-        bits = np.random.PCG64(seed)
-        python_random = random.Random(int(bits.random_raw()) >> 1)
-        generator = np.random.Generator(bits)
+        generator, python_random = streams(seed)
         deep = image.dtype == np.float32  # albumentations wants floats in [0, 1]; ours are in [0, 255]
         if deep:
             image = image / np.float32(255)
@@ -131,7 +120,7 @@ class SegmentationTransform:
         for name, step in (self.steps if watched else self.joined).items():
             step.set_random_state(generator, python_random)
             if name in self.deferred:
-                color = _with_matrix(step, image, color)  # type: ignore[arg-type]
+                color = with_matrix(step, image, color)  # type: ignore[arg-type]
                 continue
             known = labels_in(target) if watched else None
             result = step(image=image, mask=target)
@@ -160,7 +149,31 @@ class SegmentationTransform:
             )
 
 
-def _deferred(steps: dict[str, BasicTransform | BaseCompose]) -> frozenset[str]:
+def protected(steps: dict[str, Any]) -> dict[str, BasicTransform | BaseCompose]:
+    """The same steps, once each is known to be a transform, with their targets protected.
+
+    Raises:
+        ConfigError: a step is something else.
+    """
+    for name, step in steps.items():
+        if not isinstance(step, BasicTransform | BaseCompose):
+            raise ConfigError(
+                f"augment.transforms.{name} is a {type(step).__name__}",
+                expected="an albumentations transform (`_target_: albumentations.…`)",
+            )
+        protect_target(step)
+    return dict(steps)
+
+
+def streams(seed: tuple[int, int, int]) -> tuple[np.random.Generator, random.Random]:
+    """The two sources of random numbers that all steps of one sample draw from."""
+    # Bit for bit `default_rng(seed)` and its `integers(2**63)`, in half their time.
+    bits = np.random.PCG64(seed)
+    python_random = random.Random(int(bits.random_raw()) >> 1)
+    return np.random.Generator(bits), python_random
+
+
+def deferrable(steps: dict[str, BasicTransform | BaseCompose]) -> frozenset[str]:
     """The names of the ColorMatrix steps that nothing but what commutes with them comes after."""
     found = []
     for name, step in reversed(steps.items()):
@@ -197,7 +210,7 @@ def _commutes(step: BasicTransform | BaseCompose) -> bool:
     )  # no subclasses: a MedianBlur is a Blur, and not linear
 
 
-def _with_matrix(step: ColorMatrix, image: np.ndarray, color: np.ndarray | None) -> np.ndarray | None:
+def with_matrix(step: ColorMatrix, image: np.ndarray, color: np.ndarray | None) -> np.ndarray | None:
     """`color` and then what `step` draws for the image that `color` has yet to be applied to."""
     if not step.should_apply():
         return color
