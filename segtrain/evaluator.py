@@ -5,40 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from segtrain import distributed
 from segtrain.data.loader import dead_workers_reported
-from segtrain.types import Batch
-
-
-class Meter(Protocol):
-    """What a task counts over an evaluation."""
-
-    def update(self, model: nn.Module, batch: Batch) -> None:
-        """Takes in one batch that is on the model's device."""
-
-    def reduce(self) -> None:
-        """Adds the counts of all ranks."""
-
-    def scores(self) -> dict[str, Any]:
-        """The scores, as plain numbers by name."""
-
-
-class EvaluatedTask(Protocol):
-    """All that evaluation asks of a task."""
-
-    def meter(self) -> Meter:
-        """A meter at zero."""
+from segtrain.tasks.base import Meter, Task
 
 
 def evaluate(
     model: nn.Module,
-    loader: Iterable[Batch],
-    task: EvaluatedTask,
+    loader: Iterable[Any],
+    task: Task,
     device: torch.device,
     *,
     precision: Callable[[], AbstractContextManager[Any]],

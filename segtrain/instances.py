@@ -123,6 +123,8 @@ class InstanceBatch:
     color: Tensor | None = None
     load_seconds: float = 0.0
     augment_seconds: float = 0.0
+    unlabelled: bool = False
+    """Never: an image without objects teaches, too, where none are."""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -155,10 +157,6 @@ class InstanceBatch:
             )
             for first, last in pairwise(ends)
         ]
-
-    def unlabelled(self) -> Tensor:
-        """False: an image without objects teaches, too, where none are."""
-        return torch.zeros((), dtype=torch.bool, device=self.index.device)
 
 
 def boxes_around(masks: Tensor) -> Tensor:

@@ -14,10 +14,8 @@ from segtrain.advice import Waiting
 from segtrain.data.images import ImageDataset
 from segtrain.data.loader import TrainLoader
 from segtrain.device import usable_cores
-from segtrain.tracking import Stopwatch, Tracker, class_table, clock, percent
-from segtrain.types import Batch
-
-HEADER = "epoch    train loss  val loss   mIoU   mAcc  pixAcc        lr  img/s  wait   time    eta"
+from segtrain.tasks.base import Task
+from segtrain.tracking import Stopwatch, Tracker, clock, percent
 
 
 class Progress:
@@ -27,10 +25,12 @@ class Progress:
         tracker: says and writes.
         device: whose memory is watched.
         loader: what the batches come from.
+        task: what is learned.
     """
 
-    def __init__(self, tracker: Tracker, device: torch.device, loader: TrainLoader) -> None:
+    def __init__(self, tracker: Tracker, device: torch.device, loader: TrainLoader, task: Task) -> None:
         self.tracker = tracker
+        self.task = task
         self.device = device
         self.loader = loader
         self.header_said = False
@@ -49,7 +49,7 @@ class Progress:
         """The epoch's training is over: what follows does not count into images per second."""
         self.training_seconds = self.watch.seconds()
 
-    def received(self, batches: list[Batch], waited: float) -> None:
+    def received(self, batches: list[Any], waited: float) -> None:
         """A step's batches came, after `waited` seconds."""
         self.steps += 1
         if self.started:
@@ -96,19 +96,21 @@ class Progress:
         """The epoch's line on the console."""
         if not self.header_said:
             self.header_said = True
-            self.tracker.say(HEADER)
+            named = "  ".join(f"{name:>5}" for name in self.task.columns)
+            self.tracker.say(f"epoch    train loss  val loss  {named}        lr  img/s  wait   time    eta")
         scores, epoch = record["val"], record["epoch"]
         left = math.ceil((total_steps - record["step"]) / self.loader.steps_per_epoch)
         loss = "-" if math.isnan(scores["loss"]) else f"{scores['loss']:.4f}"
-        named = {name: percent(scores.get(name)) for name in ("miou", "mean_accuracy", "pixel_accuracy")}
+        columns = self.task.columns.items()
+        named = "  ".join(f"{percent(scores.get(score)):>{max(5, len(name))}}" for name, score in columns)
         self.tracker.say(
             f"{epoch:>4}/{epoch + left:<4} {record['train'].get('loss', math.nan):>9.4f} {loss:>9}  "
-            f"{named['miou']:>5}  {named['mean_accuracy']:>5}  {named['pixel_accuracy']:>6}  "
-            f"{record['lr']:>8.2e}  {record['train_images_per_second']:>5.0f}  {record['data_wait_share']:>4.0%}  "
+            f"{named}  {record['lr']:>8.2e}  {record['train_images_per_second']:>5.0f}  "
+            f"{record['data_wait_share']:>4.0%}  "
             f"{clock(record['seconds']):>5}  {clock(record['seconds'] * left):>5}{'  * best' if better else ''}"
         )
         self._advise()
-        for line in class_table(scores):
+        for line in self.task.table(scores):
             self.tracker.note(line)
 
     def _advise(self) -> None:
@@ -123,16 +125,15 @@ class Progress:
         step: int,
         count: int,
         model: nn.Module,
-        task: Any,
         dataset: ImageDataset[Any],
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """Input, truth, prediction and errors of the first `count` validation samples."""
+        """Input, truth and prediction of the first `count` validation samples."""
         if not self.tracker.draws:
             return
         model.eval()
         for index in range(min(count, len(dataset))):
             image, target, _ = dataset[index]
             with torch.inference_mode(), precision():
-                prediction = task.predict(model, torch.from_numpy(image)[None].to(self.device))
-            self.tracker.panel(step, f"sample_{index}", image, target, prediction[0].cpu().numpy(), task.palette)
+                picture = self.task.panel(model, image, target, self.device)
+            self.tracker.picture(step, f"sample_{index}", picture)

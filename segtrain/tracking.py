@@ -81,22 +81,14 @@ class Tracker:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Curves at an optimizer step."""
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """One line of `metrics.jsonl` and the validation curves."""
+    def epoch(self, record: dict[str, Any], per_class: Iterable[str] = ()) -> None:
+        """One line of `metrics.jsonl` and the validation curves; `per_class` scores have one for each class."""
 
     def rewind(self, history: Iterable[dict[str, Any]]) -> None:
         """`metrics.jsonl` as it was when a checkpoint was written."""
 
-    def panel(
-        self,
-        step: int,
-        name: str,
-        image: np.ndarray,
-        target: np.ndarray,
-        prediction: np.ndarray,
-        palette: list[list[int]],
-    ) -> None:
-        """Input, truth, prediction and errors of one sample."""
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """A picture (H, W, 3) uint8 of one validation sample."""
 
     def text(self, name: str, content: str) -> None:
         """A block of text for TensorBoard."""
@@ -155,13 +147,14 @@ class RunTracker(Tracker):
             if math.isfinite(value):
                 self._write(partial(_add_scalar, name, value, step))
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: dict[str, Any], per_class: Iterable[str] = ()) -> None:
         step, scores = record["step"], record["val"]
         # The matrix is in `metrics.json`, and not in the history that a resumed run writes these lines from.
         short = {**record, "val": {name: score for name, score in scores.items() if name != "confusion"}}
         self._append(self.history, json.dumps(plain(short)))
         curves = {f"val/{k}": v for k, v in scores.items() if isinstance(v, float)}
-        curves |= {f"val/iou/{name}": v for name, v in scores.get("iou", {}).items()}
+        for group in per_class:
+            curves |= {f"val/{group}/{name}": value for name, value in scores[group].items()}
         self.scalars(step, {**curves, "epoch": float(record["epoch"])})
         if "confusion" in scores:
             matrix = pictures.confusion_picture(np.array(scores["confusion"]), list(scores["iou"]))
@@ -172,16 +165,7 @@ class RunTracker(Tracker):
         lines = "".join(json.dumps(plain(record)) + "\n" for record in history)
         write_atomically(self.history, lines.encode())
 
-    def panel(
-        self,
-        step: int,
-        name: str,
-        image: np.ndarray,
-        target: np.ndarray,
-        prediction: np.ndarray,
-        palette: list[list[int]],
-    ) -> None:
-        picture = pictures.panel(image, target, prediction, palette)
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         self._write(lambda w: w.add_image(f"val/{name}", picture, step, dataformats="HWC"))
 
     def text(self, name: str, content: str) -> None:
@@ -262,20 +246,6 @@ def clock(seconds: float) -> str:
     whole = round(max(0.0, seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def class_table(scores: dict[str, Any]) -> list[str]:
-    """Per-class lines and the summary under them."""
-    width = max([len(name) for name in scores["iou"]] + [5])
-    lines = [f"{'class':<{width}}    IoU    acc  pixels"]
-    for name, iou in scores["iou"].items():
-        row = [percent(iou), percent(scores["accuracy"][name]), percent(scores["pixels"][name])]
-        lines.append(f"{name:<{width}}  {row[0]:>5}  {row[1]:>5}  {row[2]:>5}%")
-    lines.append(
-        f"mIoU {percent(scores['miou'])} over {scores['classes_counted']} of {len(scores['iou'])} classes   "
-        f"mean accuracy {percent(scores['mean_accuracy'])}   pixel accuracy {percent(scores['pixel_accuracy'])}"
-    )
-    return lines
 
 
 class Stopwatch:

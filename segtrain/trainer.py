@@ -28,20 +28,15 @@ from segtrain.profiling import NoProfiler, Profiler
 from segtrain.progress import Progress
 from segtrain.rng import restore_rng, rng_state
 from segtrain.stopping import StopSignal
+from segtrain.tasks.base import Meter, Task
 from segtrain.tracking import Stopwatch, Tracker
 from segtrain.trainer_options import TrainerOptions
-from segtrain.types import IGNORE_INDEX, Batch
+from segtrain.types import Batch
 
 
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps happens now; 0 = never."""
     return every > 0 and step % every == 0
-
-
-def unlabelled(batches: list[Batch]) -> Tensor:
-    """1 where no pixel of a step is labelled, which then teaches nothing, else 0; without waiting for the device."""
-    lowest = [batch.target.amin() for batch in batches]
-    return (lowest[0] if len(lowest) == 1 else torch.stack(lowest).amin()) == IGNORE_INDEX
 
 
 def added(counts: list[Tensor]) -> Tensor:
@@ -71,7 +66,7 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        task: Any,
+        task: Task,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LambdaLR,
         train_loader: TrainLoader,
@@ -115,6 +110,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.sums = {"window": LossSums(device), "epoch": LossSums(device)}
+        self.flags = torch.zeros((), device=device), torch.ones((), device=device)  # no and yes, as a step's terms are
         self.micro = MicroBatches(smallest=smallest_batch(model, freeze_bn), say=tracker.say)
         self.guard = FiniteGuard(
             device,
@@ -124,7 +120,7 @@ class Trainer:
             lr=self.lr,
         )
         self.scaler_guard = ScalerGuard(self.scaler, lr=self.lr)
-        self.progress = Progress(tracker, device, train_loader)
+        self.progress = Progress(tracker, device, train_loader, task)
         trace = folder / "profile" / "trace.json"
         self.profiler = Profiler(trace, device, tracker.say) if options.profile else NoProfiler()
         self.compiling = options.compile
@@ -187,16 +183,15 @@ class Trainer:
         batches = [batch.to(self.device) for batch in batches]
         self.guard.remember(self.model)
         losses = self.micro.run(batches, self.gradients, self.forget_gradients)
-        losses["unlabelled"] = unlabelled(batches)
+        losses["unlabelled"] = self.flags[all(batch.unlabelled for batch in batches)]
         self.scaler.unscale_(self.optimizer)
         norm = self.clipped_norm()
         seen = None if self.scaler.is_enabled() else norm
         if self.guard.admits(self.model, self.step + 1, batches, losses["loss"], seen):
             self.scaler.step(self.optimizer)
             self.ema.update()
-            names, values = list(losses), torch.stack([value.float() for value in losses.values()])
             for sums in self.sums.values():
-                sums.add(names, values)
+                sums.add(losses)
         self.scaler.update()
         self.scheduler.step()
         self.forget_gradients()
@@ -286,9 +281,9 @@ class Trainer:
         self.history.append({**record, "val": {k: v for k, v in scores.items() if k != "confusion"}})
         self.save("last.pt", *(["best.pt"] if better else []))
         self.progress.row(record, self.total_steps, better)
-        self.tracker.epoch(record)
+        self.tracker.epoch(record, self.task.per_class)
         model, dataset = self.ema.evaluated(self.model), self.val_loader.dataset
-        self.progress.pictures(self.step, self.options.samples, model, self.task, dataset, self.precision)
+        self.progress.pictures(self.step, self.options.samples, model, dataset, self.precision)
 
     def validate(self) -> dict[str, Any]:
         """Scores of the model, or of its average, on the validation split."""
@@ -312,7 +307,7 @@ class Trainer:
         bar.close()
         return scores
 
-    def meter(self) -> Any:
+    def meter(self) -> Meter:
         """A task's counts for one validation, with losses as the options say."""
         return self.task.meter() if self.options.val_loss else self.task.meter(losses=False)
 

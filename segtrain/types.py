@@ -68,6 +68,8 @@ class Batch:
     """What the workers spent on reading these samples, summed over them."""
     augment_seconds: float = 0.0
     """What the workers spent on transforming these samples, summed over them."""
+    unlabelled: bool = False
+    """Whether no pixel is labelled, so that the batch teaches nothing."""
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -82,10 +84,6 @@ class Batch:
         """Called by the loader's pinning thread when the batch goes to a GPU."""
         color = None if self.color is None else self.color.pin_memory()
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory(), color=color)
-
-    def unlabelled(self) -> Tensor:
-        """Whether no pixel is labelled, which then teaches nothing; without waiting for the device."""
-        return self.target.amin() == IGNORE_INDEX
 
     def parts(self, count: int) -> list[Batch]:
         """The batch cut into `count` batches (fewer where it is smaller) whose sizes differ by one at most, in order.
@@ -103,6 +101,7 @@ class Batch:
                 color=None if self.color is None else self.color[first:last],
                 load_seconds=0.0 if first else self.load_seconds,
                 augment_seconds=0.0 if first else self.augment_seconds,
+                unlabelled=self.unlabelled,
             )
             for first, last in pairwise(ends)
         ]

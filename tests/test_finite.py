@@ -12,7 +12,6 @@ from torch import nn
 from segtrain.composition import compose
 from segtrain.errors import ConfigError, NonFiniteError
 from segtrain.finite import MAX_SCALER_SKIPS, MAX_SKIPPED, FiniteGuard, ScalerGuard
-from segtrain.loss_sums import LossSums
 from segtrain.parts import refuse_batch_of_one
 from segtrain.settings import Settings
 from segtrain.types import Batch, Record
@@ -72,19 +71,6 @@ def test_deferred_looking_finds_the_first_bad_step_and_its_samples() -> None:
     with pytest.raises(NonFiniteError, match="at step 2") as caught:
         watch.check()
     assert caught.value.where == "sample 2"
-
-
-def test_sums_are_means_over_the_steps_since_last_taken_and_go_on_after_a_restore() -> None:
-    sums = LossSums(CPU)
-    assert sums.take() == {}
-    for value in (1.0, 2.0, 6.0):
-        sums.add(["loss", "ce"], torch.tensor([value, -value]))
-    other = LossSums(CPU)
-    other.restore(sums.state())
-    for each in (sums, other):
-        each.add(["loss", "ce"], torch.tensor([3.0, 1.0]))
-        assert each.take() == {"ce": -2.0, "loss": 3.0}
-        assert each.take() == {}
 
 
 def test_a_skipped_step_leaves_no_trace_in_the_statistics() -> None:

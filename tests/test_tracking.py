@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segtrain.tracking import RunTracker, class_table, clock, percent, plain, write_json
+from segtrain.tasks.semantic import SemanticTask
+from segtrain.tracking import RunTracker, clock, percent, plain, write_json
 
 ROOT = Path(__file__).parents[1]
 SCORES = {
@@ -92,6 +94,7 @@ def test_a_writer_that_fails_is_given_up_after_one_warning(tmp_path: Path, capsy
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from segtrain.tasks.semantic import SemanticTask
 from segtrain.tracking import RunTracker
 tracker = RunTracker(Path("run"), tensorboard=True)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -253,7 +256,7 @@ def test_what_is_not_a_number_is_null_in_files_and_absent_from_curves(tmp_path: 
     assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [None, 1.0], "c": {"d": None}, "e": [1, 2]}
     assert plain({1: math.nan}) == {"1": None}
     tracker = RunTracker(tmp_path, tensorboard=True)
-    tracker.epoch(record(1))
+    tracker.epoch(record(1), ["iou"])
     assert lines(tmp_path)[0]["val"]["iou"] == {"sky": 0.5, "road": None}
     tags = EventAccumulator(str(tmp_path / "tb")).Reload().Tags()["scalars"]
     assert "val/iou/sky" in tags
@@ -274,7 +277,7 @@ def test_tables_and_clocks_are_as_people_read_them() -> None:
     assert percent(0.1234) == "12.3"
     assert percent(math.nan) == percent(None) == "-"
     assert [clock(seconds) for seconds in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
-    table = class_table(SCORES)
+    table = SemanticTask.table(Mock(), SCORES)
     assert table[1].split() == ["sky", "50.0", "60.0", "100.0%"]
     assert table[2].split() == ["road", "-", "-", "0.0%"]
     assert "mIoU 50.0 over 1 of 2 classes" in table[3]
@@ -283,6 +286,7 @@ def test_tables_and_clocks_are_as_people_read_them() -> None:
 SPEAK = """
 import os, sys
 from pathlib import Path
+from segtrain.tasks.semantic import SemanticTask
 from segtrain.tracking import RunTracker, say_early
 tracker = RunTracker(Path("run"))
 tracker.say("first")

@@ -132,7 +132,8 @@ def by_hand(settings: Settings, loader: ReadyBatches, device: torch.device, mode
     Nothing is logged, checked, saved or watched, and the loss is never read.
     """
     trainer = make_trainer(settings, loader, device, Path(), Tracker(), model)
-    task, optimizer, scheduler = trainer.task, trainer.optimizer, trainer.scheduler
+    optimizer, scheduler = trainer.optimizer, trainer.scheduler
+    task: Any = trainer.task  # the semantic one, whose parts are called one by one here
 
     def epoch() -> None:
         model.train()

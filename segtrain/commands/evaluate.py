@@ -25,7 +25,7 @@ from segtrain.metrics.digest import DataDigest
 from segtrain.protocol import protocol_card
 from segtrain.report.page import evaluation_page
 from segtrain.run_folder import RunFolder
-from segtrain.tracking import RunTracker, Tracker, class_table, percent, say_early, write_json
+from segtrain.tracking import RunTracker, Tracker, percent, say_early, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def _evaluate(options: EvaluateOptions, segmenter: experiment.Segmenter, source:
         segmenter, options.split, extras.digest, options.checkpoint, experiment.versions()
     )
     tracker.say()
-    for line in [*class_table(scores), *_summary(scores)]:
+    for line in [*segmenter.task.table(scores), *_summary(scores)]:
         tracker.say(line)
     if distributed.is_main():
         _write(path, options, scores, segmenter, extras, tracker)

@@ -13,7 +13,7 @@ from segtrain import checkpoint, distributed, experiment, resuming, signatures
 from segtrain.rehearsal import rehearse
 from segtrain.run_folder import RunFolder, override
 from segtrain.settings import Settings
-from segtrain.tracking import class_table, say_early
+from segtrain.tracking import say_early
 from segtrain.trainer import Trainer
 
 
@@ -80,7 +80,7 @@ def close(trainer: Trainer, folder: RunFolder, best: dict[str, Any], allow: list
     """The closing block: scores by class, every file, and what to do next."""
     say, checkpoints, path = trainer.tracker.say, trainer.checkpoints, trainer.checkpoints.parent
     say()
-    for line in class_table(best):
+    for line in trainer.task.table(best):
         say(line)
     say()
     say(f"best: {checkpoints / 'best.pt'}  (epoch {best['epoch']})")

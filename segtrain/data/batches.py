@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from segtrain.errors import DataError, SegtrainError
-from segtrain.types import Batch, Record
+from segtrain.types import IGNORE_INDEX, Batch, Record
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def stacked(samples: Sequence[Loaded]) -> Batch | SegtrainError:
         color=color_matrices(samples),
         load_seconds=sum(sample.load_seconds for sample in samples),
         augment_seconds=sum(sample.augment_seconds for sample in samples),
+        unlabelled=all(sample.target.min() == IGNORE_INDEX for sample in samples),
     )
 
 

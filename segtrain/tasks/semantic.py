@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,8 @@ from segtrain.inference.outputs import outputs_of, refuse_too_large, wrong_outpu
 from segtrain.losses.combine import SegmentationLoss
 from segtrain.metrics.base import ImageMetric, Judged
 from segtrain.metrics.confusion import ABSENT, ConfusionMatrix
-from segtrain.pictures import to_rgb
+from segtrain.pictures import panel, to_rgb
+from segtrain.tracking import percent
 from segtrain.types import Batch
 from segtrain.upsampling import upsampled_labels
 from segtrain.windows import Band
@@ -45,6 +47,8 @@ class SemanticTask:
         "loss": False,
     }
     """Scores that can choose the best epoch, and whether higher is better."""
+    columns: ClassVar[dict[str, str]] = {"mIoU": "miou", "mAcc": "mean_accuracy", "pixAcc": "pixel_accuracy"}
+    per_class: ClassVar[tuple[str, ...]] = ("iou",)
 
     def __init__(
         self,
@@ -165,6 +169,24 @@ class SemanticTask:
     def meter(self, extra: Sequence[ImageMetric] = (), losses: bool = True) -> SemanticMeter:
         """Counts for one evaluation, and other metrics of whole images beside them; see `SemanticMeter`."""
         return SemanticMeter(self, extra, losses)
+
+    def table(self, scores: dict[str, Any]) -> list[str]:
+        """IoU, accuracy and share of pixels per class, and the summary under them."""
+        width = max([len(name) for name in scores["iou"]] + [5])
+        lines = [f"{'class':<{width}}    IoU    acc  pixels"]
+        for name, iou in scores["iou"].items():
+            row = [percent(iou), percent(scores["accuracy"][name]), percent(scores["pixels"][name])]
+            lines.append(f"{name:<{width}}  {row[0]:>5}  {row[1]:>5}  {row[2]:>5}%")
+        lines.append(
+            f"mIoU {percent(scores['miou'])} over {scores['classes_counted']} of {len(scores['iou'])} classes   "
+            f"mean accuracy {percent(scores['mean_accuracy'])}   pixel accuracy {percent(scores['pixel_accuracy'])}"
+        )
+        return lines
+
+    def panel(self, model: nn.Module, image: np.ndarray, target: np.ndarray, device: torch.device) -> np.ndarray:
+        """Input, truth, prediction and errors side by side, (H, W, 3) uint8."""
+        prediction = self.predict(model, torch.from_numpy(image)[None].to(device))
+        return panel(image, target, prediction[0].cpu().numpy(), self.palette)
 
     def _check_channels(self, logits: Tensor) -> None:
         # Too few end in a device-side assert; too many train in silence and fail at the first validation.

@@ -1,0 +1,60 @@
+"""Sums of loss terms: means over steps, to the same bits wherever a run is interrupted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from segtrain.loss_sums import FOLDED_AT_ONCE, LossSums
+
+CPU = torch.device("cpu")
+STEPS = 2 * FOLDED_AT_ONCE + 7
+
+
+def terms(seed: int) -> dict[str, Tensor]:
+    values = torch.randn(2, generator=torch.Generator().manual_seed(seed))
+    return {"loss": values[0], "ce": values[1]}
+
+
+def test_terms_are_means_over_the_steps_since_they_were_last_taken() -> None:
+    sums = LossSums(CPU)
+    assert sums.take() == {}
+    for value in (1.0, 2.0, 6.0):
+        sums.add({"loss": torch.tensor(value), "ce": torch.tensor(-value)})
+    assert sums.take() == {"ce": -3.0, "loss": 3.0}
+    assert sums.take() == {}
+    for step in range(STEPS):
+        sums.add(terms(step))
+    assert sums.steps == STEPS
+    mean = torch.stack([terms(step)["loss"].double() for step in range(STEPS)]).mean().item()
+    assert sums.take()["loss"] == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("cut", [0, 1, FOLDED_AT_ONCE - 1, FOLDED_AT_ONCE, STEPS - 1, STEPS])
+def test_saved_and_restored_at_any_step_they_end_in_the_same_bits(cut: int) -> None:
+    whole = LossSums(CPU)
+    first, second = LossSums(CPU), LossSums(CPU)
+    for step in range(STEPS):
+        whole.add(terms(step))
+        if step < cut:
+            first.add(terms(step))
+    second.restore(first.state())
+    for step in range(cut, STEPS):
+        second.add(terms(step))
+    assert second.take() == whole.take()
+
+
+def test_saving_changes_nothing_for_the_run_that_goes_on() -> None:
+    watched, alone = LossSums(CPU), LossSums(CPU)
+    for step in range(STEPS):
+        watched.add(terms(step))
+        alone.add(terms(step))
+        watched.state()
+    assert watched.take() == alone.take()
+
+
+def test_a_state_of_before_pending_steps_were_kept_still_restores() -> None:
+    sums = LossSums(CPU)
+    sums.restore({"sums": {"loss": torch.tensor(6.0)}, "steps": 3})
+    assert sums.take() == {"loss": 2.0}
