@@ -23,7 +23,7 @@ from torch import nn
 from segtrain import __version__, checkpoint, distributed
 from segtrain.checkpoint_content import fetch_nothing, refuse_misfitting_content
 from segtrain.composition import compose, lay_over, run_id
-from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset
 from segtrain.data.labels import voc_palette
 from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
 from segtrain.device import amp_dtype, be_deterministic, memory_format, pick_device
@@ -61,7 +61,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return make_model(Settings(cfg))[0]
 
 
-def build_dataset(cfg: DictConfig, split: str) -> SegmentationDataset:
+def build_dataset(cfg: DictConfig, split: str) -> ImageDataset[Any]:
     """One split of the dataset; the training split comes augmented, the others as they are."""
     return make_dataset(Settings(cfg), split)
 
@@ -147,7 +147,7 @@ def _network(settings: Settings, device: torch.device, tracker: Tracker, *, load
 
 
 def _loaders(
-    settings: Settings, train: SegmentationDataset, val: SegmentationDataset, device: torch.device
+    settings: Settings, train: ImageDataset[Any], val: ImageDataset[Any], device: torch.device
 ) -> tuple[TrainLoader, EvalLoader]:
     loader: LoaderOptions = settings.rider["data"]
     shared: Plain = {
@@ -284,7 +284,7 @@ def segmenter(
     )
 
 
-def _about(settings: Settings, dataset: SegmentationDataset, task_name: str) -> Plain:
+def _about(settings: Settings, dataset: ImageDataset[Any], task_name: str) -> Plain:
     return {
         "config": settings.tree,
         "task": task_name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +11,11 @@ from torch import nn
 from segtrain import __version__, distributed
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.duplicates import shared_files
+from segtrain.data.images import ImageDataset
+from segtrain.data.instances.dataset import InstanceDataset
+from segtrain.data.instances.scan import scan_objects
 from segtrain.data.scan import Scan, scan
-from segtrain.errors import listed
+from segtrain.errors import ConfigError, listed
 from segtrain.models.summary import measure
 from segtrain.parts import FROM_CHECKPOINT
 from segtrain.settings import Settings
@@ -49,8 +53,26 @@ def say_model(tracker: Tracker, settings: Settings, model: nn.Module, weights: s
         )
 
 
-def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, val: SegmentationDataset) -> Scan:
-    """Checks masks before the first step, and says how common each class is."""
+def say_data(tracker: Tracker, settings: Settings, train: ImageDataset[Any], val: ImageDataset[Any]) -> Scan | None:
+    """Checks targets before the first step, and says how common each class is; None: targets are no class per pixel."""
+    if isinstance(train, InstanceDataset) and isinstance(val, InstanceDataset):
+        _say_objects(tracker, settings, train, val)
+        counted = None
+    elif isinstance(train, SegmentationDataset) and isinstance(val, SegmentationDataset):
+        counted = _say_pixels(tracker, settings, train, val)
+    else:
+        raise ConfigError(
+            f"training on {type(train).__name__}",
+            where="data",
+            expected="a SegmentationDataset or an InstanceDataset",
+            fix="derive your dataset from one of them",
+        )
+    if settings.rider["model"].weights == "none" and "backbone" in settings.node["model"] and train.records[0].image:
+        tracker.say("           note: training from random weights; model.weights=imagenet usually scores far higher")
+    return counted
+
+
+def _say_pixels(tracker: Tracker, settings: Settings, train: SegmentationDataset, val: SegmentationDataset) -> Scan:
     limit = settings.rider["data"].scan
     scheme = settings.rider["loss"].class_weights
     needs_all = isinstance(scheme, str) and scheme != "none"
@@ -61,18 +83,40 @@ def say_data(tracker: Tracker, settings: Settings, train: SegmentationDataset, v
         f"           train {len(train)}   val {len(val)}   masks checked {counted.images}/{counted.of} and "
         f"{checked.images}/{checked.of}: all usable"
     )
-    both = shared_files(train, val) if train.split != val.split else []
-    if both:
-        names = listed([first if first == second else f"{first} = {second}" for first, second in both], 4)
-        tracker.say(f"           warning: {len(both)} images are in both train and val, which flatters scores: {names}")
+    _warn_of_shared_images(tracker, train, val)
     shares = [f"{name} {share:.1%}" for name, share in zip(train.classes, counted.shares(), strict=True)]
     tracker.say(f"           pixels {listed(shares, 12)}, ignored {counted.ignored_share():.1%}")
     unseen = [name for name, pixels in zip(train.classes, counted.pixels, strict=True) if pixels == 0]
     if unseen and counted.images == counted.of:  # a sample of the masks may have missed a rare class
         tracker.say(f"           warning: no training pixel is {listed(unseen)}: the model cannot learn it")
-    if settings.rider["model"].weights == "none" and "backbone" in settings.node["model"] and train.records[0].image:
-        tracker.say("           note: training from random weights; model.weights=imagenet usually scores far higher")
     return counted
+
+
+def _say_objects(tracker: Tracker, settings: Settings, train: InstanceDataset, val: InstanceDataset) -> None:
+    limit = settings.rider["data"].scan
+    tracker.say(f"data     {type(train).__name__}   {len(train.classes) - 1} classes of objects")
+    counted, checked = scan_objects(train, limit), scan_objects(val, limit)
+    tracker.say(
+        f"           train {len(train)}   val {len(val)}   checked {counted.images}/{counted.of} and "
+        f"{checked.images}/{checked.of}: all usable"
+    )
+    _warn_of_shared_images(tracker, train, val)
+    for note in [*train.notes, *val.notes]:
+        tracker.say(f"           note: {note}")
+    common = sorted(zip(train.classes[1:], counted.objects[1:].tolist(), strict=True), key=lambda pair: -pair[1])
+    named = listed([f"{name} {count}" for name, count in common if count], 12) or "none"
+    empty = f"; {counted.empty} images without any" if counted.empty else ""
+    tracker.say(f"           objects {named}{empty}")
+    unseen = [name for name, count in common if count == 0]
+    if unseen and counted.images == counted.of:
+        tracker.say(f"           warning: no training object is {listed(unseen)}: the model cannot learn it")
+
+
+def _warn_of_shared_images(tracker: Tracker, train: ImageDataset[Any], val: ImageDataset[Any]) -> None:
+    both = shared_files(train, val) if train.split != val.split else []
+    if both:
+        names = listed([first if first == second else f"{first} = {second}" for first, second in both], 4)
+        tracker.say(f"           warning: {len(both)} images are in both train and val, which flatters scores: {names}")
 
 
 def say_plan(tracker: Tracker, trainer: Trainer, folder: Path) -> None:
@@ -80,7 +124,7 @@ def say_plan(tracker: Tracker, trainer: Trainer, folder: Path) -> None:
     steps, options = trainer.train_loader.steps_per_epoch, trainer.options
     tracker.say(
         f"plan     {options.epochs} epochs x {steps} steps of {trainer.train_loader.samples_per_step} images, "
-        f"{trainer.total_steps} steps in all   validation every epoch   best by {options.monitor}"
+        f"{trainer.total_steps} steps in all   validation every epoch   best by {trainer.monitor}"
     )
     tracker.say(f"run      {folder}")
     tracker.say(f"watch    tensorboard --logdir {folder}" if options.tensorboard else "watch    metrics.jsonl")

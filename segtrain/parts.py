@@ -11,11 +11,13 @@ from torch import nn
 from segtrain import signatures, startup
 from segtrain.data.caching.cache import open_cache
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset
 from segtrain.data.loader import LoaderOptions
 from segtrain.data.scan import Scan
 from segtrain.device import usable_cores
 from segtrain.errors import ConfigError
 from segtrain.inference.base import ImageInference
+from segtrain.inference.instances import InstanceInference
 from segtrain.losses.weights import class_weights, listed_class_weights
 from segtrain.models.layers import needs_two_samples
 from segtrain.models.pretrained import load_weights
@@ -37,23 +39,28 @@ def make_model(settings: Settings, load: bool = True) -> tuple[nn.Module, str]:
     return model, load_weights(model, weights, classes) if load else FROM_CHECKPOINT
 
 
-def make_dataset(settings: Settings, split: str, augmented: bool = True) -> SegmentationDataset:
+def make_dataset(settings: Settings, split: str, augmented: bool = True) -> ImageDataset[Any]:
     """One split; the training split with its transform unless `augmented` is False."""
     transform = None
     if augmented and split == "train":
         steps = signatures.instantiate(settings.augment["transforms"], "augment.transforms", allow=settings.allow)
-        kind: Any = signatures.resolve(settings.node["data"]["_target_"], "data", settings.allow)
-        transform = getattr(kind, "transform_of", SegmentationDataset.transform_of)(steps)
-    dataset: SegmentationDataset = settings.make("data", split=split, transform=transform, seed=settings.options.seed)
+        transform = getattr(settings.target("data"), "transform_of", SegmentationDataset.transform_of)(steps)
+    dataset: ImageDataset[Any] = settings.make("data", split=split, transform=transform, seed=settings.options.seed)
     return dataset
 
 
-def use_cache(settings: Settings, tracker: Tracker, *datasets: SegmentationDataset) -> None:
+def use_cache(settings: Settings, tracker: Tracker, *datasets: ImageDataset[Any]) -> None:
     """Lets the datasets take decoded samples from `data.cache`, building what is missing."""
     options: LoaderOptions = settings.rider["data"]
     if options.cache == "none":
         return
     for dataset in datasets:
+        if not isinstance(dataset, SegmentationDataset):
+            raise ConfigError(
+                f"data.cache={options.cache} with {type(dataset).__name__}",
+                expected="data with one class per pixel: masks of single objects are not cached",
+                fix="data.cache=none",
+            )
         cache = open_cache(
             dataset,
             kind=options.cache,
@@ -66,13 +73,27 @@ def use_cache(settings: Settings, tracker: Tracker, *datasets: SegmentationDatas
         cache.attach(dataset)
 
 
-def make_class_weights(settings: Settings, counted: Scan) -> torch.Tensor | None:
-    """`loss.class_weights` as one weight per class (C,) float32, from the training masks where it says so."""
+def make_class_weights(settings: Settings, counted: Scan | None) -> torch.Tensor | None:
+    """`loss.class_weights` as one weight per class (C,) float32, from the training masks where it says so.
+
+    Args:
+        counted: the training masks' pixels; None: the data have no pixels of classes.
+
+    Raises:
+        ConfigError: weights for a loss that has none.
+    """
     scheme = settings.rider["loss"].class_weights
+    if counted is None and scheme != "none":
+        raise ConfigError(
+            f"loss.class_weights={scheme} with task={settings.target('task').name}",
+            expected="none: only losses of pixels weigh classes",
+            fix="loss.class_weights=none",
+        )
     if isinstance(scheme, list):
         return listed_class_weights(scheme, settings.rider["data"].num_classes)
     if scheme == "none":
         return None
+    assert counted is not None
     counts = (torch.from_numpy(array) for array in (counted.pixels, counted.pixels_of_images_with_class))
     return class_weights(scheme, *counts)
 
@@ -137,7 +158,7 @@ def refuse_misfits(settings: Settings, model: nn.Module, inference: ImageInferen
         )
     if getattr(model, "context", None) == "crop":
         refuse_judged_margin(settings.augment, int(model.margin))  # type: ignore[arg-type]
-    if isinstance(inference, ImageInference):  # a user's own may be any callable
+    if isinstance(inference, ImageInference | InstanceInference):  # a user's own may be any callable
         inference.check(model)
 
 

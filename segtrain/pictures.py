@@ -46,7 +46,7 @@ def panel(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette
     # Small images are enlarged by a whole factor, so that single pixels stay visible.
     factor = max(1, SMALLEST_TILE // image.shape[0])
     tiles = {name: tile.repeat(factor, axis=0).repeat(factor, axis=1) for name, tile in tiles.items()}
-    return np.concatenate([_captioned(tile, name) for name, tile in tiles.items()], axis=1)
+    return np.concatenate([captioned(tile, name) for name, tile in tiles.items()], axis=1)
 
 
 def confusion_picture(counts: np.ndarray, classes: list[str], cell: int = 34) -> np.ndarray:
@@ -85,7 +85,8 @@ def _laid_over(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndar
     return blended
 
 
-def _captioned(tile: np.ndarray, name: str) -> np.ndarray:
+def captioned(tile: np.ndarray, name: str) -> np.ndarray:
+    """The tile (H, W, 3) under a bar with its name, between white margins."""
     bar = np.full((18, tile.shape[1], 3), 255, np.uint8)
     _write(bar, name, (4, 13))
     return np.pad(np.concatenate([bar, tile]), ((0, 0), (1, 1), (0, 0)), constant_values=255)

@@ -129,15 +129,11 @@ def _step_seconds(trainer: Trainer, batch: Batch) -> float:
 
 def _validation_seconds(trainer: Trainer) -> float:
     """Seconds to read and judge one validation image."""
-    dataset = trainer.val_loader.dataset
     model = trainer.ema.evaluated(trainer.model)
     training = model.training
     model.eval()
     watch = Stopwatch()
-    image, target, record = dataset[0]
-    batch = Batch(
-        torch.from_numpy(image)[None], torch.from_numpy(target)[None], torch.zeros(1, dtype=torch.int64), [record]
-    )
+    batch = trainer.val_loader.first()
     with torch.inference_mode(), trainer.precision():
         trainer.meter().update(model, batch.to(trainer.device))
     _wait(trainer.device)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset
 from segtrain.data.loader import EvalLoader, LoaderOptions
 from segtrain.errors import ConfigError, listed
 from segtrain.parts import make_dataset
@@ -57,7 +57,7 @@ class Segmenter:
         """Channels of the images it takes."""
         return 1 if self.settings.node["data"].get("channels", 3) == 1 else 3
 
-    def dataset(self, split: str) -> SegmentationDataset:
+    def dataset(self, split: str) -> ImageDataset[Any]:
         """A split of the dataset in the config, untransformed.
 
         Raises:
@@ -72,7 +72,7 @@ class Segmenter:
             )
         return dataset
 
-    def loader(self, dataset: SegmentationDataset) -> EvalLoader:
+    def loader(self, dataset: ImageDataset[Any]) -> EvalLoader:
         """Batches for evaluation, as `data.batch_size` and `data.num_workers` say."""
         options: LoaderOptions = self.settings.rider["data"]
         pin = self.device.type == "cuda"

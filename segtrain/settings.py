@@ -78,6 +78,13 @@ RIDERS: dict[str, Any] = {
     "optimizer": GroupOptions,
 }
 OTHER_KEYS = ("augment", "trainer", "name", "allow_targets")
+TARGETS = {"semantic": "one class per pixel", "instance": "one mask per object", "panoptic": "segments"}
+OTHER_DATA = {
+    "semantic": "data=voc, coco_semantic, pennfudan_semantic, …; or model=maskrcnn for single objects",
+    "instance": "data=coco, pennfudan, voc_instances, cityscapes_instances, folder_instances or shapes_instances; "
+    "or a model with one class per pixel, such as model=deeplabv3plus",
+}
+"""What a task's data hold, and what to choose where others were."""
 WRITTEN_DOWN = ("name", "allow_targets", "data.classes", "model.backbone", "trainer.device", "trainer.monitor")
 """Keys whose text a run writes into its files and names folders by, so that it must be no secret."""
 
@@ -144,6 +151,15 @@ class Settings:
             if near is not None:
                 raise ConfigError(f"nothing uses the config key 'augment.{key}'", fix=f"did you mean augment.{near}?")
 
+    def target(self, name: str) -> Any:
+        """The class or function that a node names."""
+        return signatures.resolve(self.node[name]["_target_"], name, self.allow)
+
+    @property
+    def monitor(self) -> str:
+        """The score that chooses the best epoch."""
+        return self.options.monitor or next(iter(self.target("task").monitors))
+
     def make(self, name: str, **runtime: Any) -> Any:
         """Builds the object of a node."""
         with self._nothing_told():
@@ -176,11 +192,12 @@ class Settings:
                 expected=f"{classes}: {listed(data['classes'])}",
                 fix="leave model.num_classes alone: it follows data.classes",
             )
-        monitors = signatures.resolve(self.node["task"]["_target_"], "task", self.allow).monitors  # type: ignore[attr-defined]
-        if self.options.monitor not in monitors:
-            near = closest(self.options.monitor, monitors)
+        self._refuse_other_targets()
+        monitors = self.target("task").monitors
+        if self.monitor not in monitors:
+            near = closest(self.monitor, monitors)
             raise ConfigError(
-                f"trainer.monitor={self.options.monitor}",
+                f"trainer.monitor={self.monitor}",
                 expected=listed(monitors),
                 fix=f"did you mean trainer.monitor={near}?" if near else None,
             )
@@ -197,6 +214,17 @@ class Settings:
                 fix="set data.channels=3, or choose a model of segtrain, as model=fcn_torchvision",
             )
         self._check_normalize(channels)
+
+    def _refuse_other_targets(self) -> None:
+        """Data must hold what the task learns."""
+        task, kind = self.target("task").name, getattr(self.target("data"), "task", "")
+        if kind and kind != task:
+            raise ConfigError(
+                f"task={task} with data of the kind {kind}: {self.node['data']['_target_'].rsplit('.', 1)[-1]}",
+                where="data, model",
+                expected=f"data with {TARGETS[task]}" if task in TARGETS else f"data for task={task}",
+                fix=OTHER_DATA.get(task),
+            )
 
     def _check_normalize(self, channels: int) -> None:
         normalize = self.rider["model"].normalize

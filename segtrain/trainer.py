@@ -96,6 +96,7 @@ class Trainer:
         self.freeze_bn = freeze_bn
         if freeze_bn:  # before DDP looks which parameters will have gradients
             freeze_batchnorm(model)
+        self.monitor = options.monitor or next(iter(task.monitors))
         self.parameters = list(model.parameters())  # once: walking through a deep network takes milliseconds
         self.ema: Ema | NoEma = NoEma() if options.ema is None else Ema(model, options.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
@@ -318,7 +319,7 @@ class Trainer:
         speed = [record["train_images_per_second"] for record in self.history]
         return {
             **self.best,
-            "monitor": self.options.monitor,
+            "monitor": self.monitor,
             "epochs": self.epoch,
             "steps": self.step,
             "train_images_per_second": sum(speed) / len(speed),
@@ -350,7 +351,7 @@ class Trainer:
 
     def is_better(self, scores: dict[str, Any]) -> bool:
         """Whether these scores beat the best so far by the monitored one; the first epoch always does."""
-        name = self.options.monitor
+        name = self.monitor
         if self.best is None or math.isnan(self.best[name]):
             return True
         gain = scores[name] - self.best[name]

@@ -25,7 +25,7 @@ class TrainerOptions:
     sync_bn: bool = True
     deterministic: bool = False
     seed: Seed = 42
-    monitor: str = "miou"
+    monitor: str | None = None
     early_stop: PositiveInt | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     save_every: NonNegativeInt = 0
@@ -43,7 +43,7 @@ class TrainerOptions:
             raise ConfigError(
                 "trainer.monitor=loss with trainer.val_loss=false",
                 expected="a score that is computed",
-                fix="trainer.val_loss=true, or trainer.monitor=miou",
+                fix="trainer.val_loss=true, or another trainer.monitor",
             )
 
     def total_steps(self, steps_per_epoch: int) -> int:

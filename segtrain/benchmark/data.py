@@ -58,7 +58,7 @@ class Source:
 
     def dataset(self) -> SegmentationDataset:
         """The training split: its first `count` records, again and again, `epoch` of them."""
-        found = make_dataset(self.settings, "train")
+        found: Any = make_dataset(self.settings, "train")
         first = found.records[: self.count]
         found.records = list(itertools.islice(itertools.cycle(first), max(self.epoch, len(first))))
         return found

@@ -61,7 +61,7 @@ def overhead(bench: Bench) -> Table:
         tracker = RunTracker(bench.folder / f"overhead_{name}")
         trainer = make_trainer(settings, loader, device, bench.folder, tracker, twins[0])
         task: Any = trainer.task
-        layout = torch.channels_last if task.memory_format == torch.channels_last else torch.contiguous_format
+        layout = torch.channels_last if task.normalize.memory_format == torch.channels_last else torch.contiguous_format
         twins[1].to(device, memory_format=layout)  # type: ignore[call-overload]
         candidates[f"bare_{name}"] = by_hand(settings, loader, device, twins[1])
         candidates[f"trainer_{name}"] = partial(run_epoch, trainer)

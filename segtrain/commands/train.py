@@ -34,8 +34,8 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
         changed = resuming.refuse_changes(cfg, state, options.resume_allow or [], say_early)
         scores = resuming.finished_scores(path, changed, state)
         if scores is not None:
-            score = scores[options.monitor]
-            say_early(f"the run in {path} is finished: {options.monitor} {'-' if score is None else f'{score:.4f}'}")
+            score = scores[settings.monitor]
+            say_early(f"the run in {path} is finished: {settings.monitor} {'-' if score is None else f'{score:.4f}'}")
             return math.nan if score is None else float(score)
     with folder.held(say_early):
         return train(cfg, settings, folder, path, found, state)
@@ -65,7 +65,7 @@ def train(
     trainer.tracker.text("config", "```yaml\n" + OmegaConf.to_yaml(cfg) + "\n```")
     best = trainer.fit()
     close(trainer, folder, best, settings.allow)
-    monitor = settings.options.monitor
+    monitor = trainer.monitor
     trainer.tracker.finish(trainer.summary(), resuming.flat(settings.tree), monitor)
     return float(best[monitor])
 
@@ -73,7 +73,8 @@ def train(
 def goal(cfg: DictConfig) -> tuple[str, bool]:
     """The score that `run` returned: its name, and whether more of it is better."""
     task: Any = signatures.resolve(cfg.task["_target_"], "task", cfg.allow_targets or [])
-    return cfg.trainer.monitor, task.monitors[cfg.trainer.monitor]
+    name = cfg.trainer.monitor or next(iter(task.monitors))
+    return name, task.monitors[name]
 
 
 def close(trainer: Trainer, folder: RunFolder, best: dict[str, Any], allow: list[str]) -> None:

@@ -6,12 +6,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset
 from segtrain.types import Record
 
 
-def shared_files(train: SegmentationDataset, val: SegmentationDataset) -> list[tuple[str, str]]:
+def shared_files(train: ImageDataset[Any], val: ImageDataset[Any]) -> list[tuple[str, str]]:
     """Names of training and validation samples whose image files hold the same bytes, in the order of `val`.
 
     Sizes are compared first, so that only files of equal size are read: ten thousand photos take some 0.1 s. Of

@@ -164,6 +164,18 @@ class EvalLoader:
         self.loader = _loader(dataset, chunks, _collate_by_size, num_workers, prefetch, pin_memory)
         end_workers_with(self, self.loader)
 
+    def first(self) -> Batch:
+        """The first sample alone, read in this process.
+
+        Raises:
+            SegtrainError: of the sample.
+        """
+        sample = _Guarded(self.dataset)[0]
+        if isinstance(sample, SegtrainError):
+            raise sample
+        batch: Batch = _collate(self.dataset, [sample])
+        return batch
+
     def __iter__(self) -> Iterator[Batch]:
         for batches in _raising(self.loader):
             yield from batches

@@ -58,7 +58,7 @@ def scan(dataset: SegmentationDataset, limit: PositiveInt | None = None, threads
         DataError: masks that cannot be used, or images of other sizes than theirs, all of them in one error; or a
             binary dataset whose masks hold 0 and 255 alone, where 255 means unlabelled.
     """
-    indices = _evenly(len(dataset), None if is_cached(dataset) else limit)
+    indices = evenly(len(dataset), None if is_cached(dataset) else limit)
     # Decoding releases the GIL, so threads are enough; sums of integers do not depend on their order.
     with ThreadPoolExecutor(threads) as pool:
         counted = list(pool.map(partial(_count, dataset), indices))
@@ -78,7 +78,8 @@ def scan(dataset: SegmentationDataset, limit: PositiveInt | None = None, threads
     return found
 
 
-def _evenly(count: int, limit: int | None) -> list[int]:
+def evenly(count: int, limit: int | None) -> list[int]:
+    """`limit` numbers below `count`, evenly spaced; None: all."""
     chosen = count if limit is None else min(limit, count)
     return [i * count // chosen for i in range(chosen)]
 

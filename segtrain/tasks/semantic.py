@@ -17,6 +17,7 @@ from segtrain.inference.outputs import outputs_of, refuse_too_large, wrong_outpu
 from segtrain.losses.combine import SegmentationLoss
 from segtrain.metrics.base import ImageMetric, Judged
 from segtrain.metrics.confusion import ABSENT, ConfusionMatrix
+from segtrain.normalization import Normalization
 from segtrain.pictures import panel, to_rgb
 from segtrain.tracking import percent
 from segtrain.types import Batch
@@ -60,50 +61,25 @@ class SemanticTask:
         std: list[float],
         inference: Inference,
     ) -> None:
+        if not callable(inference):
+            raise ConfigError(
+                f"task=semantic with {type(inference).__name__}, which finds objects",
+                where="inference",
+                expected="an inference that gives every pixel a class",
+                fix="inference=whole, slide or tile",
+            )
         self.loss = loss
         self.classes = classes
         self.palette = palette
-        self.mean = torch.tensor(mean).view(1, -1, 1, 1) * 255
-        self.std = torch.tensor(std).view(1, -1, 1, 1) * 255
+        self.normalize = Normalization(mean, std)
+        """Image (B, H, W, C) uint8 or float32 in [0, 255] -> network input (B, C, H, W) float32."""
         self.inference = inference
-        self.memory_format = torch.contiguous_format
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> SemanticTask:
         """Moves class weights and normalization to the model's device; images will have the model's layout."""
         self.loss.to(device)
-        self.memory_format = memory_format
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        self.normalize.to(device, memory_format)
         return self
-
-    def normalize(self, image: Tensor, color: Tensor | None = None) -> Tensor:
-        """Image (B, H, W, C) uint8 or float32 in [0, 255] -> network input (B, C, H, W) float32.
-
-        `color` (B, C, C + 1) float32 changes the image's colors first, which are then clamped to [0, 255].
-        """
-        if color is not None:
-            return self._painted(image, color)
-        if self.memory_format == torch.channels_last:
-            # As rows of W * C values: a broadcast along the last axis alone is several times faster on the CPU.
-            width, channels = image.shape[2:]
-            rows = image.to(torch.float32, copy=True).contiguous().flatten(2)
-            mean, std = (value.view(-1).expand(channels).repeat(width) for value in (self.mean, self.std))
-            rows.sub_(mean).div_(std)
-            return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
-        planes = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format, copy=True)
-        return planes.sub_(self.mean).div_(self.std)
-
-    def _painted(self, image: Tensor, color: Tensor) -> Tensor:
-        # Normalization is folded into the matrix and into the clamp's bounds. Sums of products and no matrix product:
-        # autocast and TF32 would round that.
-        weights = color / self.std.view(1, -1, 1)
-        weights[..., -1] -= (self.mean / self.std).view(1, -1)
-        columns = weights[..., None, None].unbind(2)
-        channels = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
-        out = torch.empty_like(channels)
-        torch.addcmul(columns[-1], channels[:, :1], columns[0], out=out)
-        for channel in range(1, channels.shape[1]):
-            out.addcmul_(channels[:, channel : channel + 1], columns[channel])
-        return torch.clamp(out, -self.mean / self.std, (255 - self.mean) / self.std, out=out)
 
     def counts(self, batch: Batch) -> Tensor:
         """What each loss term is divided by, from the target alone; summed over a step by the trainer."""
@@ -228,7 +204,7 @@ class SemanticMeter:
         self.losses = losses
         self.confusion = ConfusionMatrix(len(task.classes))
         # On the device until the end, so that nobody waits; in float64, which MPS has not.
-        device = torch.device("cpu") if task.mean.device.type == "mps" else task.mean.device
+        device = torch.device("cpu") if task.normalize.device.type == "mps" else task.normalize.device
         self.totals = torch.zeros(len(task.loss.terms), dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.totals)
 
@@ -271,7 +247,7 @@ class SemanticMeter:
 
     def reduce(self) -> None:
         for sums in (self.confusion.counts, self.totals, self.counts):
-            distributed.add_up(sums, self.task.mean.device)
+            distributed.add_up(sums, self.task.normalize.device)
         for metric in self.extra:
             for rank, state in enumerate(distributed.gather(metric.state())):
                 if rank != distributed.rank():

@@ -31,6 +31,16 @@ class InstanceDataset(ImageDataset[Instances]):
 
     task: ClassVar[str] = "instance"
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the objects, such as how many were left out."""
+        return []
+
+    def count_objects(self, index: int) -> np.ndarray:
+        """The objects of each class in one sample, crowds left out: (C,) int64; no image is read."""
+        found = self.read_objects(self.records[index])
+        return np.bincount(found.labels[~found.crowd].numpy(), minlength=len(self.classes))
+
     @abstractmethod
     def read_objects(self, record: Record) -> Instances:
         """The objects of one record, checked: labels in [1, len(classes)), masks of one size, no empty mask."""
