@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,44 +16,14 @@ from segtrain.inference.instances import InstanceInference
 from segtrain.instances import Detections, InstanceBatch, Instances
 from segtrain.losses.detection import DetectionLoss
 from segtrain.metrics.coco_ap import AveragePrecision
+from segtrain.metrics.objects import JudgedObjects, ObjectMetric
 from segtrain.normalization import Normalization
 from segtrain.object_pictures import object_panel
 from segtrain.tracking import percent
-from segtrain.types import Fraction, Record
+from segtrain.types import Fraction
 
 SHOWN_FROM = 0.5
 """Pictures show detections of this score and above; what a network is less sure of would cover them."""
-
-
-@dataclass(frozen=True)
-class JudgedObjects:
-    """One image of an evaluation with what the network finds in it.
-
-    `image` (H, W, C) as the dataset gives it; `detections` and `truth` on the network's device; `index` is the image's
-    position in the dataset.
-    """
-
-    image: Tensor
-    detections: Detections
-    truth: Instances
-    record: Record
-    index: int
-
-
-class ObjectMetric(Protocol):
-    """Takes in images one by one, as `segtrain.metrics.base.ImageMetric` does."""
-
-    def update(self, judged: JudgedObjects) -> None:
-        """Takes in one image."""
-
-    def state(self) -> Any:
-        """All that was taken in, for another process: what pickle can carry."""
-
-    def merge(self, state: Any) -> None:
-        """Adds the state of another rank's metric."""
-
-    def compute(self) -> dict[str, Any]:
-        """The scores by name: plain numbers, lists and dicts."""
 
 
 class InstanceTask:
