@@ -45,6 +45,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from segtrain.data import jpeg
 from segtrain.errors import DataError, SegtrainError
 
 T = TypeVar("T")
@@ -205,6 +206,10 @@ def _too_large(size: str, path: Path, limit: int | None, override: str) -> DataE
 
 def _image_pixels(image: Image.Image, path: Path, channels: int, upright: bool) -> np.ndarray:
     top = _top_value(image)
+    if channels == 3 and (image.format, image.mode) == ("JPEG", "RGB") and not (upright and _is_turned(image)):
+        pixels = jpeg.decoded(path.read_bytes(), image.height, image.width)
+        if pixels is not None:
+            return pixels
     image.load()
     if upright:
         ImageOps.exif_transpose(image, in_place=True)
@@ -225,6 +230,10 @@ def _image_pixels(image: Image.Image, path: Path, channels: int, upright: bool) 
     if image.mode != "RGB":  # Pillow would copy it
         image = image.convert("RGB")
     return np.array(image) if channels == 3 else np.array(image.convert("L"))[..., None]
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # as ImageOps.exif_transpose asks
 
 
 def _top_value(image: Image.Image) -> int:
