@@ -33,6 +33,7 @@ _TO_RGB = np.linalg.inv(_TO_YIQ)
 _LUMA = LUMA.tolist()
 _ALONG = (_TO_RGB[:, 1:] @ _TO_YIQ[1:]).tolist()
 _ACROSS = (_TO_RGB[:, 1:] @ [[0, 1], [-1, 0]] @ _TO_YIQ[1:]).tolist()
+_TURNS = tuple(zip(_ALONG, _ACROSS, strict=True))
 
 Factors = NonNegativeFloat | Annotated[list[NonNegativeFloat], Len(2, 2)]
 _Turn = Annotated[float, Interval(ge=-0.5, le=0.5)]
@@ -95,12 +96,16 @@ def color_matrix(mean: np.ndarray, brightness: float, contrast: float, saturatio
     # more than all of the arithmetic.
     cosine = gain * saturation * math.cos(math.tau * hue)
     sine = gain * saturation * math.sin(math.tau * hue)
-    luma = sum(share * float(value) for share, value in zip(_LUMA, mean, strict=True))
-    rows = [
-        [*(gain * y + cosine * a + sine * b for y, a, b in zip(_LUMA, along, across, strict=True)), pull * luma]
-        for along, across in zip(_ALONG, _ACROSS, strict=True)
-    ]
-    return np.array(rows)
+    y0, y1, y2 = _LUMA
+    red, green, blue = mean.tolist()
+    shift = pull * (y0 * red + y1 * green + y2 * blue)
+    y0, y1, y2 = gain * y0, gain * y1, gain * y2
+    return np.array(
+        [
+            (y0 + cosine * a0 + sine * b0, y1 + cosine * a1 + sine * b1, y2 + cosine * a2 + sine * b2, shift)
+            for (a0, a1, a2), (b0, b1, b2) in _TURNS
+        ]
+    )
 
 
 def mean_color(image: np.ndarray) -> np.ndarray:

@@ -41,17 +41,19 @@ class RandomScaleCrop(DualTransform):
 
     def draw(self, shape: Sequence[int]) -> Place:
         """Where the next crop of an image of `shape` (height, width, …) lies."""
-        height, width = shape[:2]
         scale = self.py_random.uniform(*self.scale_range)
-        scaled = max(1, round(height * scale)), max(1, round(width * scale))
+        rows, top = self._along(shape[0], scale, self.size[0])
+        columns, left = self._along(shape[1], scale, self.size[1])
+        return Place(rows, columns, (top, left))
+
+    def _along(self, length: int, scale: float, side: int) -> tuple[Span, int]:
+        """One axis: what is shown of it, and where on the canvas of `side` pixels that begins."""
+        scaled = max(1, round(length * scale))
+        room = side - scaled
+        if room < 0:
+            return Span.of(length, scaled, -room - self.py_random.randrange(1 - room), side), 0
         # Padding is split at random too, so that a small image may lie anywhere in the crop.
-        spare = [self.size[axis] - scaled[axis] for axis in (0, 1)]
-        offset = [min(0, room) + self.py_random.randrange(abs(room) + 1) for room in spare]
-        rows, columns = (
-            Span.of(length, to, max(0, -at), min(to, side))
-            for length, to, at, side in zip((height, width), scaled, offset, self.size, strict=True)
-        )
-        return Place(rows, columns, (max(0, offset[0]), max(0, offset[1])))
+        return Span.of(length, scaled, 0, scaled), self.py_random.randrange(room + 1)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         return {"place": self.draw(params["shape"])}

@@ -8,7 +8,6 @@ neighbor only, and a transform that still invents a label stops the run.
 from __future__ import annotations
 
 import os
-import random
 from typing import Any
 
 import cv2
@@ -51,6 +50,8 @@ from segtrain.data.crops import CropAndFlip
 from segtrain.data.crops import Fit as Fit
 from segtrain.data.crops import RandomScaleCrop as RandomScaleCrop  # where configs name them
 from segtrain.data.elastic import ElasticGrid, IgnoreBorder, MirrorCrop
+from segtrain.data.seeding import Stream
+from segtrain.data.seeding import streams as streams  # for transforms of other targets
 from segtrain.errors import ConfigError, DataError, listed
 from segtrain.types import IGNORE_INDEX
 
@@ -83,6 +84,7 @@ class SegmentationTransform:
 
     def __init__(self, steps: dict[str, Any]) -> None:
         self.steps = protected(steps)
+        self.stream = Stream()
         self.deferred = deferrable(self.steps)
         self.joined = _joined(self.steps)
         self.trusted = all(name in self.deferred or type(step) in COPIERS for name, step in self.steps.items())
@@ -112,13 +114,13 @@ class SegmentationTransform:
     def _run(
         self, image: np.ndarray, target: np.ndarray, seed: tuple[int, int, int], watched: bool = False
     ) -> Unfinished:
-        generator, python_random = streams(seed)
+        self.stream.start(seed)
         deep = image.dtype == np.float32  # albumentations wants floats in [0, 1]; ours are in [0, 255]
         if deep:
             image = image / np.float32(255)
         color: np.ndarray | None = None
         for name, step in (self.steps if watched else self.joined).items():
-            step.set_random_state(generator, python_random)
+            step.set_random_state(self.stream.numpy, self.stream.python)
             if name in self.deferred:
                 color = with_matrix(step, image, color)  # type: ignore[arg-type]
                 continue
@@ -163,14 +165,6 @@ def protected(steps: dict[str, Any]) -> dict[str, BasicTransform | BaseCompose]:
             )
         protect_target(step)
     return dict(steps)
-
-
-def streams(seed: tuple[int, int, int]) -> tuple[np.random.Generator, random.Random]:
-    """The two sources of random numbers that all steps of one sample draw from."""
-    # Bit for bit `default_rng(seed)` and its `integers(2**63)`, in half their time.
-    bits = np.random.PCG64(seed)
-    python_random = random.Random(int(bits.random_raw()) >> 1)
-    return np.random.Generator(bits), python_random
 
 
 def deferrable(steps: dict[str, BasicTransform | BaseCompose]) -> frozenset[str]:

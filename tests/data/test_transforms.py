@@ -18,6 +18,7 @@ from scipy.stats import ks_2samp
 
 from segtrain.data.color import ColorMatrix
 from segtrain.data.crops import Span
+from segtrain.data.seeding import streams
 from segtrain.data.transforms import FILL, Fit, RandomScaleCrop, SegmentationTransform
 from segtrain.errors import ConfigError, DataError
 from segtrain.experiment import build_dataset, compose
@@ -258,7 +259,7 @@ def plainly(image: np.ndarray, target: np.ndarray, size: tuple[int, int], scales
 
 
 def drawing(seed: int) -> random.Random:
-    return random.Random(int(np.random.default_rng((0, 0, seed)).integers(2**63)))
+    return streams((0, 0, seed))[1]
 
 
 def smooth(height: int, width: int, channels: int, dtype: type) -> np.ndarray:
@@ -459,13 +460,12 @@ def test_padding_looks_the_same_in_bytes_and_floats() -> None:
 # Random numbers -----------------------------------------------------------------------------------------------------
 
 
-def test_random_numbers_are_those_of_numpys_default_generator() -> None:
+def test_steps_draw_the_numbers_of_their_key() -> None:
     one = Drawing()
     for seed in [(0, 0, 0), (7, 3, 12345), (2**40, 5, 1)]:
         transform(one)(IMAGE, BLOCKS, seed)
-        generator = np.random.default_rng(seed)
-        python_random = random.Random(int(generator.integers(2**63)))
-        assert one.drawn.pop() == (python_random.random(), float(generator.random()))
+        numpy_random, python_random = streams(seed)
+        assert one.drawn.pop() == (python_random.random(), float(numpy_random.random()))
 
 
 def test_a_sample_depends_on_its_seed_and_on_nothing_before() -> None:
