@@ -1,0 +1,1 @@
+"""Datasets with one segment per pixel."""
