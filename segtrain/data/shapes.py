@@ -7,12 +7,17 @@ every border carries a void line of 255 as PASCAL VOC's do. A sample depends on 
 
 from __future__ import annotations
 
+from typing import Generic, NamedTuple, TypeVar
+
 import cv2
 import numpy as np
 
 from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset
 from segtrain.errors import ConfigError, listed
 from segtrain.types import IGNORE_INDEX, PositiveInt, Record, Seed
+
+Target = TypeVar("Target")
 
 # How often a shape is drawn: class imbalance as real data have it.
 FREQUENCY = {"disc": 0.38, "square": 0.27, "triangle": 0.20, "ring": 0.15}
@@ -20,8 +25,18 @@ HUE = {"disc": 0, "square": 110, "triangle": 60, "ring": 28}  # usual hue, OpenC
 ODD_HUE = 0.05  # share of shapes of any hue
 
 
-class Shapes(SegmentationDataset):
-    """Generated images (size, size, 3) of `background, disc, square, triangle, ring` with void borders.
+class Scene(NamedTuple):
+    """One picture: `image` (size, size, C) uint8, and its `shapes`, the hindmost first.
+
+    A shape is its class's name and its mask (size, size) uint8, 1 also where shapes in front of it hide it.
+    """
+
+    image: np.ndarray
+    shapes: list[tuple[str, np.ndarray]]
+
+
+class DrawnShapes(ImageDataset[Target], Generic[Target]):
+    """Generated images (size, size, C); what is said of the shapes in them, a subclass decides.
 
     Args:
         train_images, val_images: samples per split.
@@ -54,25 +69,37 @@ class Shapes(SegmentationDataset):
     def find_records(self) -> list[Record]:
         return [Record(f"{self.split}/{i:05d}", extra={"index": i}) for i in range(self.images[self.split])]
 
-    def load(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, record: Record) -> Scene:
+        """The picture of one record, from (data seed, split, index) alone."""
         rng = np.random.default_rng([self.data_seed, self.splits.index(self.split), record.extra["index"]])
         image = _background(rng, self.size)
-        target = np.zeros((self.size, self.size), np.uint8)
-        border = np.zeros_like(target)
+        shapes = []
         for _ in range(rng.integers(3, 7)):
-            name = rng.choice(list(FREQUENCY), p=list(FREQUENCY.values()))
+            name = str(rng.choice(list(FREQUENCY), p=list(FREQUENCY.values())))
             mask = _draw(name, rng, self.size)
             _paint(image, mask, _color(name, rng), rng)
+            shapes.append((name, mask))
+        noise = rng.normal(0, 8, image.shape)
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
+        if self.channels == 1:
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+        return Scene(image, shapes)
+
+
+class Shapes(DrawnShapes[np.ndarray], SegmentationDataset):
+    """`background, disc, square, triangle, ring`, with void borders."""
+
+    def load(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        scene = self.draw(record)
+        target = np.zeros((self.size, self.size), np.uint8)
+        border = np.zeros_like(target)
+        for name, mask in scene.shapes:
             target[mask > 0] = self.classes.index(name)
             outline = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
             border[mask > 0] = 0  # a shape on top hides the borders below it
             border[outline > 0] = 1
         target[border > 0] = IGNORE_INDEX
-        noise = rng.normal(0, 8, image.shape)
-        image = np.clip(image + noise, 0, 255).astype(np.uint8)
-        if self.channels == 1:
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-        return image, target
+        return scene.image, target
 
     def read_target(self, record: Record) -> np.ndarray:
         return self.load(record)[1]
