@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from segtrain.errors import listed
 
 State = dict[str, Tensor]
+UNUSED = "n/a"
+"""Torchvision's name for the numbers between 1 and 90 that COCO never gave to a class."""
 
 
 class ClassMap:
@@ -23,6 +25,7 @@ class ClassMap:
     def __init__(self, theirs: Iterable[str], ours: Iterable[str]) -> None:
         self.theirs, self.ours = list(theirs), list(ours)
         places = {name.casefold(): index for index, name in reversed(list(enumerate(self.theirs)))}
+        places.pop(UNUSED, None)
         pairs = [(index, places.get(name.casefold())) for index, name in enumerate(self.ours)]
         self.rows = {index: place for index, place in pairs if place is not None}
         """Our class index -> theirs."""
@@ -30,12 +33,17 @@ class ClassMap:
     def is_identity(self) -> bool:
         return len(self.theirs) == len(self.ours) and self.rows == {index: index for index in range(len(self.ours))}
 
-    def transfer(self, theirs: Tensor, ours: Tensor, dims: tuple[int, ...]) -> Tensor:
-        """`ours`, a fresh tensor, with the entries of named classes from `theirs`; `dims` count classes."""
+    def transfer(self, theirs: Tensor, ours: Tensor, dims: tuple[int, ...], rows: int = 1) -> Tensor:
+        """`ours`, a fresh tensor, with the entries of named classes from `theirs`; `dims` count classes.
+
+        `rows`: entries of one class, one after the other, along a single such dimension.
+        """
         result, source = ours.clone(), theirs.to(ours)
         to_rows, from_rows = torch.tensor(list(self.rows)), torch.tensor(list(self.rows.values()))
         if len(dims) == 1:
-            return result.index_copy_(dims[0], to_rows, source.index_select(dims[0], from_rows))
+            ours_by_class, theirs_by_class = (tensor.unflatten(dims[0], (-1, rows)) for tensor in (result, source))
+            ours_by_class.index_copy_(dims[0], to_rows, theirs_by_class.index_select(dims[0], from_rows))
+            return result
         # A kernel from classes to classes, as in FCN's upsampling: both ends must be named.
         result[to_rows[:, None], to_rows] = source[from_rows[:, None], from_rows]
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ class Fit:
             dims = class_dims(self.module.get_submodule(layer), ours)
             if not differs_in_classes_only(theirs, ours, dims):
                 continue  # made for another network: refused when loaded
-            before, after = class_count(theirs, dims), class_count(ours, dims)
+            rows = self._rows_per_class(layer)
+            before, after = class_count(theirs, dims) // rows, class_count(ours, dims) // rows
             if names is not None and (before, after) == (len(names.theirs), len(names.ours)):
                 if not names.is_identity():
                     self._transfer(layer, names)
@@ -74,7 +75,12 @@ class Fit:
         for key in self._keys(layer):
             if key in self.state:
                 dims = class_dims(self.module.get_submodule(layer), self.own[key])
-                self.state[key] = names.transfer(self.state[key], self.own[key], dims)
+                self.state[key] = names.transfer(self.state[key], self.own[key], dims, self._rows_per_class(layer))
+
+    def _rows_per_class(self, layer: str) -> int:
+        """Outputs of one class: one, but for layers that the network declares, such as four edges of a box."""
+        declared: Mapping[str, int] = getattr(self.module, "rows_per_class", {})
+        return declared.get(layer, 1)
 
     def _leave_new(self, layer: str) -> None:
         keys = self._keys(layer)
@@ -121,9 +127,7 @@ class Fit:
         Raises:
             CheckpointError: tensors are missing, unexpected or of another shape; nothing was loaded.
         """
-        wanted = set(self.own)
-        if not any(key.endswith(COUNTER) for key in self.state):
-            wanted = {key for key in wanted if not key.endswith(COUNTER)}
+        wanted = set(self.own) - self._match_counters()
         missing = [key for key in self.own if key in wanted - self.new - self.state.keys()]
         unexpected = [key for key in self.state if key not in self.own]
         misshaped = [
@@ -135,6 +139,16 @@ class Fit:
             raise self._misfit(missing, unexpected, misshaped)
         self.module.load_state_dict({**self.own, **self.state})
         return ", ".join([f"loaded {len(self.state)}/{len(wanted)}{what}", *self.notes])
+
+    def _match_counters(self) -> set[str]:
+        """Which counters of ours need not be in the file; those in it of normalizations that are frozen here go."""
+        for key in [key for key in self.state if key.endswith(COUNTER) and key not in self.own]:
+            if _variance(key) in self.own:
+                del self.state[key]
+        missing = {key for key in self.own if key.endswith(COUNTER) and key not in self.state}
+        if any(key.endswith(COUNTER) for key in self.state):  # the others are of layers that were frozen there
+            return {key for key in missing if _variance(key) in self.state}
+        return missing
 
     def _misfit(self, missing: list[str], unexpected: list[str], misshaped: list[str]) -> CheckpointError:
         found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
@@ -149,6 +163,10 @@ class Fit:
             if only_aux and not unexpected and not misshaped
             else "choose the model and model.backbone the file was made for, or model.weights=none",
         )
+
+
+def _variance(counter: str) -> str:
+    return counter.removesuffix(COUNTER) + "running_var"
 
 
 def _layer(key: str) -> str:

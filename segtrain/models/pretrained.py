@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Source:
     state: State
     where: str
     classes: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    """What was done to them on the way."""
 
 
 def load_weights(model: nn.Module, weights: str, classes: list[str] | None = None) -> str:
@@ -41,7 +43,8 @@ def load_weights(model: nn.Module, weights: str, classes: list[str] | None = Non
     Args:
         model: the network, changed in place only where everything fits.
         weights: "none"; "imagenet", torchvision's IMAGENET1K_V1 for the network's backbone, or timm's own;
-            "torchvision", its segmentation weights (COCO images, VOC labels) for the networks of the same form; or
+            "torchvision", its weights of the whole network (COCO images; VOC's labels, or COCO's for Mask R-CNN) for
+            the networks of the same form; or
             the path of a file: a segtrain checkpoint, a whole state_dict, that of a backbone alone or of a
             classification network, or that of a coarser network of the same kind (FCN-32s for FCN-16s).
         classes: names of the data's classes.
@@ -119,9 +122,11 @@ def _unwrap(content: Mapping[str, Any], where: str) -> Source:
 
 
 def _fill(model: nn.Module, source: Source, names: ClassMap | None) -> str:
+    if adapt := getattr(model, "adapt", None):
+        source.state, source.notes = adapt(source.state, Path(source.where).name)
     if all(key.startswith("backbone.") for key in source.state):
         state = {key.removeprefix("backbone."): value for key, value in source.state.items()}
-        return _fill_backbone(model, Source(state, source.where))
+        return _fill_backbone(model, Source(state, source.where, notes=source.notes))
     if _is_whole(source.state, model):
         return _fill_whole(model, source, names)
     parts, backbone = _classifier_parts(source.state), getattr(model, "backbone", None)
@@ -141,7 +146,7 @@ def _is_whole(state: State, model: nn.Module) -> bool:
 
 
 def _fill_whole(model: nn.Module, source: Source, names: ClassMap | None) -> str:
-    fit = Fit(model, source.state, source.where)
+    fit = Fit(model, source.state, source.where, source.notes)
     fit.drop_idle_aux()
     fit.fit_classes(_class_layers(model), names)
     fit.stage(getattr(model, "staged_layers", ()))
@@ -170,7 +175,13 @@ def _fill_backbone(model: nn.Module, source: Source, body: str = "", head: str |
             expected="a whole state_dict of this network",
             fix="model.weights=none, or a network with that backbone",
         )
-    fit = Fit(backbone, source.state, source.where, ["head new"])
+    inner = getattr(backbone, "body", None)
+    if isinstance(inner, nn.Module) and not any(key.startswith("fpn.") for key in source.state):
+        # A detector's backbone is a body and a pyramid on it, of which a classification network has only the first.
+        state = {key.removeprefix("body."): value for key, value in source.state.items()}
+        fit = Fit(inner, state, source.where, ["pyramid and heads new", *source.notes])
+    else:
+        fit = Fit(backbone, source.state, source.where, ["head new", *source.notes])
     if head:
         fit.drop(head)
     fit.state = {key.removeprefix(body): value for key, value in fit.state.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import segmentation
+from torchvision.models import detection, segmentation
 from torchvision.models._api import WeightsEnum
 
 from segtrain import checkpoint
@@ -44,18 +44,22 @@ def _instead_of_imagenet(model: nn.Module, name: str | None) -> str:
 
 
 def coco(model: nn.Module) -> WeightsEnum:
-    """Weights of the whole network, from COCO images with VOC's labels; a ConfigError where torchvision has none."""
+    """Weights of the whole network; a ConfigError where torchvision has none.
+
+    All are from COCO's images: with VOC's labels for semantic segmentation, with COCO's own for objects.
+    """
     form = getattr(model, "torchvision_form", None)
-    known = torchvision.models.list_models(module=segmentation)
+    of_objects = torchvision.models.list_models(module=detection, include="maskrcnn*")
+    known = [*torchvision.models.list_models(module=segmentation), *of_objects]
     if form not in known:
         raise ConfigError(
             f"torchvision publishes no segmentation weights for this {type(model).__name__}",
             where="model.weights=torchvision",
             expected=f"a network in the form of {listed(known)}: "
-            "model=fcn_torchvision, deeplabv3_torchvision or lraspp",
+            "model=fcn_torchvision, deeplabv3_torchvision, lraspp, or maskrcnn with model.backbone=resnet50",
             fix="model.weights=none, imagenet or PATH",
         )
-    return torchvision.models.get_model_weights(form)["COCO_WITH_VOC_LABELS_V1"]
+    return torchvision.models.get_model_weights(form)["COCO_V1" if form in of_objects else "COCO_WITH_VOC_LABELS_V1"]
 
 
 def download(published: WeightsEnum) -> Mapping[str, Any]:

@@ -61,10 +61,13 @@ class Cost:
     size: tuple[int, int]
     gmacs: float | None
     problem: str = ""
+    counting: str = ""
+    """What the count takes for granted, where the work depends on more than the size."""
 
     def __str__(self) -> str:
         work = f"no GMACs: {self.problem}" if self.gmacs is None else f"{self.gmacs:.2f} GMACs"
-        return f"{self.parameters / 1e6:.2f} M parameters   {work} at {self.size[0]}x{self.size[1]}"
+        condition = f" {self.counting}" if self.counting else ""
+        return f"{self.parameters / 1e6:.2f} M parameters   {work} at {self.size[0]}x{self.size[1]}{condition}"
 
 
 def measure(model: nn.Module, size: tuple[int, int], channels: int) -> Cost:
@@ -72,18 +75,22 @@ def measure(model: nn.Module, size: tuple[int, int], channels: int) -> Cost:
 
     Of a large network shapes alone are traced, on the meta device: no memory for activations and no time for
     arithmetic, but a second to import torch's compiler. A small one is run in less time than that.
+
+    A network whose input is more than a batch of images has `example(height, width, channels)`, its positional inputs
+    for one; one whose work depends on values has `workload()`, the module to count in its place.
     """
     parameters = sum(p.numel() for p in model.parameters())
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    network: nn.Module = model.workload() if hasattr(model, "workload") else model  # type: ignore[operator]
+    named = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     small = 0 < parameters * size[0] * size[1] <= SMALL
     device = next(model.parameters()).device if small else torch.device("meta")
     tensors = named if small else {name: torch.empty_like(value, device=device) for name, value in named.items()}
-    image = torch.zeros(1, channels, *size, device=device, dtype=next(iter(tensors.values())).dtype)
+    dtype = next(iter(tensors.values())).dtype
     modes = {module: module.training for module in model.modules()}
     counter = _Operations()
     try:
         with torch.no_grad(), torch.device(device), counter:
-            functional_call(model.eval(), tensors, image)
+            functional_call(network.eval(), tensors, _example(model, size, channels, dtype))
     except (RuntimeError, TypeError, ValueError) as error:
         # A network of the user's own may look at values, which shapes do not have. The run can do without the number,
         # and a real fault of the network comes again, with its own error, at the first step.
@@ -91,4 +98,11 @@ def measure(model: nn.Module, size: tuple[int, int], channels: int) -> Cost:
     finally:
         for module, training in modes.items():
             module.training = training
-    return Cost(parameters, size, counter.total / 2e9)
+    return Cost(parameters, size, counter.total / 2e9, counting=getattr(network, "counting", ""))
+
+
+def _example(model: nn.Module, size: tuple[int, int], channels: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    if hasattr(model, "example"):
+        inputs: tuple[Any, ...] = model.example(*size, channels)  # type: ignore[operator]
+        return inputs
+    return (torch.zeros(1, channels, *size, dtype=dtype),)
