@@ -196,8 +196,7 @@ def run_job(session: Session, cfg: Any) -> float:
     try:
         cfg = named(cfg, dict(settings.runtime.choices))
         module = importlib.import_module(f"segtrain.commands.{session.command}")
-        outcome.score = float(module.run(cfg, folder))
-        outcome.monitor, outcome.higher_is_better = module.goal(cfg)
+        outcome.score, outcome.monitor, outcome.higher_is_better = module.run(cfg, folder)
     except SegtrainError as error:
         outcome.message = error.found
         outcome.code = report(error, session.traces)

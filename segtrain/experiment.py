@@ -157,7 +157,10 @@ def _loaders(
         "pin_memory": device.type == "cuda",
     }
     options = settings.options
-    return TrainLoader(train, accumulate=options.accumulate, seed=options.seed, **shared), EvalLoader(val, **shared)
+    group = loader.group_by_aspect
+    return TrainLoader(
+        train, accumulate=options.accumulate, seed=options.seed, group_by_aspect=group, **shared
+    ), EvalLoader(val, **shared)
 
 
 def from_checkpoint(

@@ -66,14 +66,18 @@ class Instances:
         return self.masks.shape[1], self.masks.shape[2]
 
     def keep(self, which: Tensor) -> Instances:
-        """The objects that `which`, booleans (N,) or indices, names."""
+        """The objects that `which`, booleans (N,) or indices in the main memory, names."""
         return Instances(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
     def to(self, device: torch.device) -> Instances:
-        """The same on a device; overlaps with computation where the memory is pinned."""
-        return Instances(
-            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        )
+        """The same on a device, but for `area` and `ids`, which only scores read, and which not every device can hold.
+
+        Overlaps with computation where the memory is pinned.
+        """
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in ("masks", "boxes", "labels", "crowd")
+        }
+        return replace(self, **moved)
 
     def pin_memory(self) -> Instances:
         """The same in memory that a GPU reads directly."""

@@ -20,9 +20,18 @@ COMPARED = (
 
 
 def protocol_card(
-    segmenter: Segmenter, split: str, digest: DataDigest, checkpoint: str | None, versions: dict[str, str]
+    segmenter: Segmenter,
+    split: str,
+    digest: DataDigest,
+    checkpoint: str | None,
+    versions: dict[str, str],
+    absent_classes: str,
 ) -> dict[str, Any]:
-    """Data, protocol, weights and machine of one evaluation, as plain values; no path of this machine."""
+    """Data, protocol, weights and machine of one evaluation, as plain values; no path of this machine.
+
+    Args:
+        absent_classes: which classes the mean over classes leaves out.
+    """
     settings = segmenter.settings
     data, model, inference = (settings.node[name] for name in ("data", "model", "inference"))
     return {
@@ -34,7 +43,7 @@ def protocol_card(
         "ignore_index": IGNORE_INDEX,
         "label_map": data.get("label_map"),
         "inference": _protocol(inference),
-        "absent_classes": "left out of the mean where neither targets nor predictions have them",
+        "absent_classes": absent_classes,
         "model": model["_target_"].rsplit(".", 1)[-1],
         "backbone": model.get("backbone"),
         "parameters": sum(p.numel() for p in segmenter.model.parameters()),

@@ -217,6 +217,12 @@ class Settings:
 
     def _refuse_other_targets(self) -> None:
         """Data must hold what the task learns."""
+        if self.rider["data"].group_by_aspect and not hasattr(self.target("data"), "aspect_ratios"):
+            raise ConfigError(
+                "data.group_by_aspect=true with data whose images are cropped to one size",
+                expected="data of single objects, whose images keep their sizes",
+                fix="data.group_by_aspect=false",
+            )
         task, kind = self.target("task").name, getattr(self.target("data"), "task", "")
         if kind and kind != task:
             raise ConfigError(

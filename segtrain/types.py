@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Interval, Len
@@ -31,6 +32,14 @@ Size = PositiveInt | Pair
 def height_width(size: Size) -> tuple[int, int]:
     """`320` -> `(320, 320)`, `[360, 480]` -> `(360, 480)`."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+class Score(NamedTuple):
+    """What a command came to: its score and the score's name; NaN where nothing is scored."""
+
+    value: float = math.nan
+    name: str = ""
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import shlex
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from segtrain.checkpoint_content import refuse_misfitting_content
 from segtrain.composition import compose, lay_over
 from segtrain.run_folder import RunFolder
 from segtrain.tracking import RunTracker, Stopwatch, clock, write_json
-from segtrain.types import PositiveFloat, PositiveInt
+from segtrain.types import PositiveFloat, PositiveInt, Score
 
 TOPICS = {
     "data": "segtrain.benchmark.data",
@@ -47,8 +46,8 @@ class BenchmarkOptions:
     choices: dict[str, str] | None = None
 
 
-def run(cfg: DictConfig, folder: RunFolder) -> float:
-    """Prints the tables, writes `benchmark.json` and `metrics.json`; returns NaN: nothing is scored."""
+def run(cfg: DictConfig, folder: RunFolder) -> Score:
+    """Prints the tables, writes `benchmark.json` and `metrics.json`; nothing is scored."""
     plain: Any = OmegaConf.to_container(cfg)
     signatures.check(plain, BenchmarkOptions, "")
     options = BenchmarkOptions(**plain)
@@ -84,12 +83,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     write_json(path / "metrics.json", flat(tables))
     tracker.say(f"metrics: {path / 'metrics.json'}")
     tracker.say(f"every repeat: {path / 'benchmark.json'}")
-    return math.nan
-
-
-def goal(cfg: DictConfig) -> tuple[str, bool]:
-    """A benchmark has no score."""
-    return "", True
+    return Score()
 
 
 def _config(options: BenchmarkOptions) -> DictConfig:

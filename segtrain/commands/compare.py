@@ -21,7 +21,7 @@ from segtrain.protocol import differences
 from segtrain.report.comparison import comparison_page
 from segtrain.run_folder import RunFolder
 from segtrain.tracking import RunTracker, percent, write_json
-from segtrain.types import PositiveInt, Seed
+from segtrain.types import PositiveInt, Score, Seed
 
 SIGNIFICANT = 0.05
 
@@ -46,8 +46,8 @@ class Evaluation:
     config: dict[str, Any]
 
 
-def run(cfg: DictConfig, folder: RunFolder) -> float:
-    """Prints and writes what two or more evaluations differ in, against the first; returns NaN: nothing is scored."""
+def run(cfg: DictConfig, folder: RunFolder) -> Score:
+    """Prints and writes what two or more evaluations differ in, against the first; nothing is scored."""
     plain: Any = OmegaConf.to_container(cfg)
     signatures.check(plain, CompareOptions, "")
     options = CompareOptions(**plain)
@@ -81,12 +81,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
     write_atomically(path / "report.html", page.encode())
     tracker.say(f"metrics: {path / 'metrics.json'}")
     tracker.say(f"report: {path / 'report.html'}")
-    return math.nan
-
-
-def goal(cfg: DictConfig) -> tuple[str, bool]:
-    """A comparison has no score."""
-    return "", True
+    return Score()
 
 
 def _different(names: list[str]) -> list[str]:

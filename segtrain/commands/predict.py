@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from segtrain.prediction.network import Wanted, made_by
 from segtrain.run_folder import RunFolder, override
 from segtrain.stopping import StopSignal
 from segtrain.tracking import RunTracker, say_early, write_json
-from segtrain.types import Fraction, PositiveInt
+from segtrain.types import Fraction, PositiveInt, Score
 
 SAID = 20
 """Up to this many images are named on the console one by one."""
@@ -48,8 +47,8 @@ class PredictOptions:
     choices: dict[str, str] | None = None
 
 
-def run(cfg: DictConfig, folder: RunFolder) -> float:
-    """Writes `masks/`, `overlays/`, `areas/` and what else is asked for; returns NaN: nothing is scored.
+def run(cfg: DictConfig, folder: RunFolder) -> Score:
+    """Writes `masks/`, `overlays/`, `areas/` and what else is asked for; nothing is scored.
 
     Raises:
         DataError: some images could not be read; the others are done.
@@ -77,7 +76,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
         passed = f", {results} results of predict passed over" if results else ""
         tracker.say(f"images {len(inputs)} on {segmenter.device}{passed}")
         _predict(options, fitting, list(failures.values()), segmenter, folder, known or path, tracker)
-    return math.nan
+    return Score()
 
 
 def _predict(
@@ -145,11 +144,6 @@ def _output_held(output: Path, folder: RunFolder) -> Iterator[None]:
             error.fix = "wait for its end, stop it, or choose another output=DIR"
             raise
         yield
-
-
-def goal(cfg: DictConfig) -> tuple[str, bool]:
-    """Predictions have no score."""
-    return "", True
 
 
 def _left_to_do(inputs: Mapping[str, Path], journal: Journal, overwrite: bool, tracker: RunTracker) -> dict[str, Path]:

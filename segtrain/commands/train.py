@@ -9,15 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segtrain import checkpoint, distributed, experiment, resuming, signatures
+from segtrain import checkpoint, distributed, experiment, resuming
 from segtrain.rehearsal import rehearse
 from segtrain.run_folder import RunFolder, override
 from segtrain.settings import Settings
 from segtrain.tracking import say_early
 from segtrain.trainer import Trainer
+from segtrain.types import Score
 
 
-def run(cfg: DictConfig, folder: RunFolder) -> float:
+def run(cfg: DictConfig, folder: RunFolder) -> Score:
     """Trains, prints the closing block and returns the monitored score of the best epoch."""
     settings = Settings(cfg)
     options = settings.options
@@ -36,7 +37,8 @@ def run(cfg: DictConfig, folder: RunFolder) -> float:
         if scores is not None:
             score = scores[settings.monitor]
             say_early(f"the run in {path} is finished: {settings.monitor} {'-' if score is None else f'{score:.4f}'}")
-            return math.nan if score is None else float(score)
+            value = math.nan if score is None else float(score)
+            return Score(value, settings.monitor, settings.target("task").monitors[settings.monitor])
     with folder.held(say_early):
         return train(cfg, settings, folder, path, found, state)
 
@@ -48,7 +50,7 @@ def train(
     path: Path,
     found: Path | None,
     state: dict[str, Any] | None,
-) -> float:
+) -> Score:
     """Trains in the folder `path` that is ours alone, from the checkpoint `found` with `state` or from the start."""
     if distributed.is_main():
         if found is not None and state is not None:
@@ -67,14 +69,7 @@ def train(
     close(trainer, folder, best, settings.allow)
     monitor = trainer.monitor
     trainer.tracker.finish(trainer.summary(), resuming.flat(settings.tree), monitor)
-    return float(best[monitor])
-
-
-def goal(cfg: DictConfig) -> tuple[str, bool]:
-    """The score that `run` returned: its name, and whether more of it is better."""
-    task: Any = signatures.resolve(cfg.task["_target_"], "task", cfg.allow_targets or [])
-    name = cfg.trainer.monitor or next(iter(task.monitors))
-    return name, task.monitors[name]
+    return Score(float(best[monitor]), monitor, trainer.task.monitors[monitor])
 
 
 def close(trainer: Trainer, folder: RunFolder, best: dict[str, Any], allow: list[str]) -> None:

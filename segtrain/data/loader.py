@@ -44,6 +44,7 @@ class LoaderOptions:
     cache: Literal["none", "ram", "disk"] = "none"
     cache_dir: Annotated[str, Len(1)] = "outputs/cache"
     scan: PositiveInt | None = 512
+    group_by_aspect: bool = False
 
     @property
     def images(self) -> int:
@@ -55,6 +56,10 @@ class TrainLoader:
     """Endless epochs of steps; a step is `accumulate` batches per process, and an incomplete last step is dropped.
 
     Step k of an epoch takes the same samples on 1 or N processes as long as batch_size x accumulate x N is the same.
+
+    Args:
+        group_by_aspect: as far as possible, a step's images are all wider than high or all the other way round: images
+            of different sizes are padded to the largest, which then costs less.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class TrainLoader:
         accumulate: PositiveInt = 1,
         seed: int = 0,
         pin_memory: bool = False,
+        group_by_aspect: bool = False,
     ) -> None:
         self.accumulate = accumulate
         self.batch_size = batch_size
@@ -82,7 +88,8 @@ class TrainLoader:
                 expected="batch_size x accumulate x processes <= images, so that at least one step is made",
                 fix=f"set data.batch_size={fitting}" if fitting else "lower trainer.accumulate, or use fewer processes",
             )
-        self.order = StepSampler(self.length, self.steps_per_epoch, batch_size, accumulate, seed)
+        wide = dataset.aspect_ratios() >= 1 if group_by_aspect else None  # type: ignore[attr-defined]
+        self.order = StepSampler(self.length, self.steps_per_epoch, batch_size, accumulate, seed, wide)
         self.loader = _loader(dataset, self.order, _collate, num_workers, prefetch, pin_memory)
         end_workers_with(self, self.loader)
 
@@ -121,24 +128,40 @@ class TrainLoader:
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Yields this process's batches as lists of (epoch, index)."""
 
-    def __init__(self, length: int, steps: int, batch_size: int, accumulate: int, seed: int) -> None:
+    def __init__(
+        self, length: int, steps: int, batch_size: int, accumulate: int, seed: int, wide: np.ndarray | None = None
+    ) -> None:
         self.length = length
         self.steps = steps
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.seed = seed
+        self.wide = wide  # (length,) bool: steps are to be all of the one or all of the other
         self.epoch = 0
         self.first = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, batch, world = self.epoch, self.batch_size, distributed.world_size()
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(self.length)
+        if self.wide is not None:
+            order = _grouped(order, self.wide[order], batch * self.accumulate * world, generator)
         for number in range(self.first * self.accumulate, self.steps * self.accumulate):
             start = (number * world + distributed.rank()) * batch
             yield [(epoch, int(index)) for index in order[start : start + batch]]
 
     def __len__(self) -> int:
         return (self.steps - self.first) * self.accumulate
+
+
+def _grouped(order: np.ndarray, wide: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """The samples of `order` in groups of `size`, as few of them mixed as can be; what fills no group comes last."""
+    kinds = [order[wide], order[~wide]]
+    whole = [kind[: len(kind) // size * size].reshape(-1, size) for kind in kinds]
+    left = np.concatenate([kind[len(kind) // size * size :] for kind in kinds])
+    whole.append(left[: len(left) // size * size].reshape(-1, size))
+    groups = generator.permutation(np.concatenate(whole))
+    return np.concatenate([groups.ravel(), left[len(left) // size * size :]])
 
 
 class EvalLoader:

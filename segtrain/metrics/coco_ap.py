@@ -12,7 +12,7 @@ from segtrain.errors import ConfigError
 from segtrain.instances import Detections, Instances
 from segtrain.metrics.coco_judge import SIZES, ClassInImage, Verdict, mean, verdict
 from segtrain.metrics.object_overlap import Cut, boundary_iou, box_iou, cuts, mask_iou
-from segtrain.metrics.rle import coco_mask
+from segtrain.rle import coco_mask
 from segtrain.types import Fraction, PositiveInt
 
 AT_50, AT_75 = 0, 5

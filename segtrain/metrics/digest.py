@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from segtrain.metrics.base import Judged
+from segtrain.metrics.objects import JudgedObjects
 
 
 class DataDigest:
@@ -21,11 +22,15 @@ class DataDigest:
         self.images: dict[str, str] = {}
 
     def update(self, judged: Judged) -> None:
+        self.add(judged.record.name, judged.image, judged.target)
+
+    def add(self, name: str, *arrays: np.ndarray) -> None:
+        """Takes in all that makes one image and its target."""
         found = hashlib.sha256()
-        for array in (judged.image, judged.target):
+        for array in arrays:
             found.update(str((array.shape, str(array.dtype))).encode())
             found.update(np.ascontiguousarray(array).data)
-        self.images[judged.record.name] = found.hexdigest()
+        self.images[name] = found.hexdigest()
 
     def state(self) -> dict[str, str]:
         return self.images
@@ -45,3 +50,12 @@ class DataDigest:
             "data_sha256": hashlib.sha256(data.encode()).hexdigest(),
             "split_sha256": hashlib.sha256(split.encode()).hexdigest(),
         }
+
+
+class ObjectDigest(DataDigest):
+    """The same of images and their objects: masks, boxes, classes, crowds and the publisher's areas."""
+
+    def update(self, judged: JudgedObjects) -> None:  # type: ignore[override]
+        truth = judged.truth
+        parts = (judged.image, truth.masks, truth.boxes, truth.labels, truth.crowd, truth.area)
+        self.add(judged.record.name, *(part.cpu().numpy() for part in parts))

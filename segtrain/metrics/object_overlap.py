@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segtrain.metrics.boundary import band_width, inner_band
 from segtrain.metrics.near import window
-from segtrain.metrics.rle import coco_mask
+from segtrain.rle import coco_mask
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ class InstanceTask:
 
     def _lesson(self, target: Instances) -> dict[str, Tensor]:
         """What is learned of an image: its objects, without the crowds that nobody took apart."""
-        kept = target.keep(~target.crowd)
-        return {"boxes": kept.boxes, "labels": kept.labels, "masks": kept.masks}
+        kept = ~target.crowd
+        return {"boxes": target.boxes[kept], "labels": target.labels[kept], "masks": target.masks[kept]}
 
     def predict(self, model: nn.Module, image: Tensor) -> list[Detections]:
         """Images (B, H, W, C) -> the objects in each, at the images' size."""

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from segtrain.data.loader import EvalLoader, TrainLoader, _raising, dead_workers_reported
+from segtrain.data.loader import EvalLoader, StepSampler, TrainLoader, _raising, dead_workers_reported
 from segtrain.data.shapes import Shapes
 from segtrain.data.workers import _say_unless_hung_up
 from segtrain.errors import DataError, ResourceError
@@ -398,3 +398,22 @@ def test_a_connection_that_breaks_off_is_a_death_only_where_a_worker_is_dead() -
             list(_raising(Broken(alive)))  # type: ignore[arg-type]
     finally:
         alive.kill()
+
+
+@pytest.mark.parametrize(("total", "tall", "size"), [(40, 13, 4), (17, 17, 4), (23, 1, 2), (9, 4, 3), (5, 2, 5)])
+def test_steps_of_one_aspect_take_every_sample_once_and_mix_as_few_as_can_be(total: int, tall: int, size: int) -> None:
+    wide = np.arange(total) >= tall
+    steps = total // size
+    seen = []
+    for epoch in range(3):
+        sampler = StepSampler(total, steps, size, 1, seed=7, wide=wide)
+        sampler.epoch = epoch
+        batches = [[index for _, index in batch] for batch in sampler]
+        assert [len(batch) for batch in batches] == [size] * steps
+        flat = [index for batch in batches for index in batch]
+        assert len(set(flat)) == len(flat) == steps * size
+        mixed = [batch for batch in batches if len(set(wide[batch].tolist())) > 1]
+        assert len(mixed) <= 1
+        seen.append(flat)
+        assert batches == [[index for _, index in batch] for batch in sampler], "the same epoch again"
+    assert seen[0] != seen[1] or total == size

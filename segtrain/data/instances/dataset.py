@@ -11,6 +11,7 @@ import torch
 
 from segtrain.data.batches import Loaded, color_matrices
 from segtrain.data.images import ImageDataset, Transform
+from segtrain.data.reading import read_size
 from segtrain.errors import DataError
 from segtrain.instances import InstanceBatch, Instances
 from segtrain.types import Record
@@ -35,6 +36,11 @@ class InstanceDataset(ImageDataset[Instances]):
     def notes(self) -> list[str]:
         """What a person should know of the objects, such as how many were left out."""
         return []
+
+    def aspect_ratios(self) -> np.ndarray:
+        """Width over height of every image, (N,) float64, from the headers of the files."""
+        sizes = [read_size(record.image, upright=self.exif == "apply") for record in self.records if record.image]
+        return np.array([width / height for height, width in sizes]) if sizes else np.ones(len(self))
 
     def count_objects(self, index: int) -> np.ndarray:
         """The objects of each class in one sample, crowds left out: (C,) int64; no image is read."""

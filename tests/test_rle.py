@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
 from segtrain.errors import ConfigError, DataError
-from segtrain.metrics.rle import _runs, decode, encode, parse
+from segtrain.rle import _runs, decode, encode, parse
 
 SIZE = (37, 52)
 

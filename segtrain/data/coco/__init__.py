@@ -1,0 +1,1 @@
+"""Datasets whose objects are listed in COCO's JSON: as single objects, and as one class per pixel."""

@@ -1,0 +1,227 @@
+"""One file of COCO's JSON, taken apart while it is parsed: what is not needed never piles up.
+
+The file of train2017 has 448 MB and 860,001 annotations; as plain dicts and lists they would take gigabytes.
+Format: cocodataset.org/#format-data, "object detection".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from segtrain.errors import DataError
+from segtrain.rle import parse
+
+_FAR = 10**6
+"""Pixels from the image's corner beyond which no image reaches; to trace an edge that long takes memory and minutes."""
+_FIX = "export the file again as COCO JSON of objects ('instances'), with images, annotations and categories"
+
+
+class ListedImage(NamedTuple):
+    """An entry of `images`; sizes in pixels."""
+
+    id: int
+    name: str
+    height: int
+    width: int
+
+
+class Category(NamedTuple):
+    """An entry of `categories`."""
+
+    id: int
+    name: str
+    group: str
+
+
+class Outline(NamedTuple):
+    """The mask of one annotation: polygons, each the bytes of float64 x, y, x, y, …; or run lengths as COCO's text."""
+
+    polygons: tuple[bytes, ...] = ()
+    runs: bytes = b""
+    size: tuple[int, int] | None = None
+    """Height and width that the run lengths are of."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with an annotation: a kind that `segtrain.data.coco.faults` knows, and what was found."""
+
+    kind: str
+    found: str
+
+
+class Annotation(NamedTuple):
+    """An entry of `annotations`; `fault` is what can be seen without the image's size, and then the rest is a filler.
+
+    `area` in pixels; `box` x, y, width, height in pixels.
+    """
+
+    id: int | None
+    image: int = 0
+    category: int = 0
+    crowd: bool = False
+    area: float = 0.0
+    box: tuple[float, ...] = ()
+    outline: Outline = Outline()
+    fault: Fault | None = None
+
+
+class CocoFile(NamedTuple):
+    """What a file lists, in its order."""
+
+    images: list[ListedImage]
+    annotations: list[Annotation]
+    categories: list[Category]
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Reads a file of objects; faulty annotations come with their fault.
+
+    Raises:
+        DataError: it is no such file, or an image or category is not as it should be.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_taken_apart)
+    except OSError as error:
+        raise DataError(f"annotations cannot be read: {error.strerror}", where=path) from error
+    except (ValueError, RecursionError) as error:  # damaged JSON, or bytes that are no Unicode
+        raise DataError(f"annotations are no JSON: {error}", where=path, fix="get the file again") from error
+    sections = [_section(content, name, path) for name in ("images", "annotations", "categories")]
+    images = [_image(entry, number, path) for number, entry in enumerate(sections[0])]
+    categories = [_category(entry, number, path) for number, entry in enumerate(sections[2])]
+    _refuse_repeated("image", "id", [image.id for image in images], path)
+    _refuse_repeated("category", "id", [category.id for category in categories], path)
+    _refuse_repeated("category", "name", [category.name for category in categories], path)
+    annotations = [
+        entry if isinstance(entry, Annotation) else Annotation(None, fault=Fault("field", "it is no object annotation"))
+        for entry in sections[1]
+    ]
+    return CocoFile(images, annotations, categories)
+
+
+def _taken_apart(entry: dict[str, Any]) -> Any:
+    """Called by the parser for every {} of the file as soon as it is complete."""
+    if "image_id" in entry and ("segmentation" in entry or "category_id" in entry):
+        return _annotation(entry)
+    if "file_name" in entry:  # of an image five of ten keys are needed
+        return {key: entry[key] for key in ("id", "file_name", "height", "width", "image_id") if key in entry}
+    return entry
+
+
+def _section(content: Any, name: str, path: Path) -> list[Any]:
+    section = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(section, list):
+        raise DataError(
+            f"annotations have no list '{name}'",
+            where=path,
+            expected='{"images": […], "annotations": […], "categories": […]}',
+            fix=_FIX,
+        )
+    return section
+
+
+def _image(entry: Any, number: int, path: Path) -> ListedImage:
+    entry = entry if isinstance(entry, dict) else {}
+    height, width = entry.get("height"), entry.get("width")
+    whole = _is_whole(entry.get("id")) and _is_whole(height) and _is_whole(width)
+    if not (whole and isinstance(entry.get("file_name"), str) and min(height, width) > 0):
+        raise DataError(
+            f"entry {number} of 'images' is not usable: {json.dumps(entry, default=str)[:200]}",
+            where=path,
+            expected="id, height and width as whole numbers, file_name as text",
+            fix=_FIX,
+        )
+    return ListedImage(entry["id"], entry["file_name"], height, width)
+
+
+def _category(entry: Any, number: int, path: Path) -> Category:
+    entry = entry if isinstance(entry, dict) else {}
+    if not (_is_whole(entry.get("id")) and isinstance(entry.get("name"), str) and entry["name"]):
+        raise DataError(
+            f"entry {number} of 'categories' is not usable: {json.dumps(entry, default=str)[:200]}",
+            where=path,
+            expected="id as a whole number, name as text",
+            fix=_FIX,
+        )
+    return Category(entry["id"], entry["name"], str(entry.get("supercategory")))
+
+
+def _refuse_repeated(what: str, key: str, values: list[Any], path: Path) -> None:
+    seen: set[Any] = set()
+    twice = [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
+    if twice:
+        raise DataError(
+            f"{len(twice)} times a {what} has the {key} of another, e.g. {twice[0]!r}",
+            where=path,
+            expected=f"each {what} {key} once",
+            fix=f"give every {what} its own {key}, in the annotations too; files of two exports do not simply add up",
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63  # True is no number
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _annotation(entry: dict[str, Any]) -> Annotation:
+    number = entry.get("id") if _is_whole(entry.get("id")) else None
+    for key in ("id", "image_id", "category_id"):
+        if not _is_whole(entry.get(key)):
+            return Annotation(number, fault=Fault("field", _shown(key, entry)))
+    crowd, area = entry.get("iscrowd", 0), entry.get("area")  # not every tool writes iscrowd, and then none is
+    if crowd not in (0, 1):
+        return Annotation(number, fault=Fault("field", _shown("iscrowd", entry)))
+    if not isinstance(area, int | float) or not _is_number(area) or area < 0:
+        return Annotation(number, fault=Fault("field", _shown("area", entry)))
+    box = entry.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+        return Annotation(number, fault=Fault("field", _shown("bbox", entry)))
+    outline = _outline(entry.get("segmentation"))
+    if isinstance(outline, Fault):
+        return Annotation(number, fault=outline)
+    return Annotation(
+        number, entry["image_id"], entry["category_id"], bool(crowd), float(area), tuple(map(float, box)), outline
+    )
+
+
+def _shown(key: str, entry: dict[str, Any]) -> str:
+    return f"{key} is {json.dumps(entry[key], default=str)[:80]}" if key in entry else f"{key} is missing"
+
+
+def _outline(segmentation: Any) -> Outline | Fault:
+    """A segmentation packed and checked, as far as that goes without the image's size."""
+    if isinstance(segmentation, list):
+        packed = [_packed(polygon) for polygon in segmentation]
+        for number, polygon in enumerate(packed):
+            if isinstance(polygon, str):
+                return Fault("outline", f"polygon {number} {polygon}")
+        return Outline(polygons=tuple(packed)) if packed else Fault("outline", "no polygon")  # type: ignore[arg-type]
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if not (isinstance(size, list) and len(size) == 2 and all(_is_whole(side) and side > 0 for side in size)):
+        return Fault("outline", "neither a list of polygons nor run lengths with size and counts")
+    try:
+        rle = parse(segmentation, *size, where="")
+    except DataError as error:
+        return Fault("outline", error.found)
+    return Outline(runs=rle["counts"].encode("ascii"), size=(size[0], size[1]))
+
+
+def _packed(polygon: Any) -> bytes | str:
+    """Bytes of float64, or what is wrong."""
+    try:
+        numbers = array("d", polygon)
+    except (TypeError, ValueError, OverflowError):
+        return "is no list of numbers"
+    if len(numbers) < 6 or len(numbers) % 2:
+        return f"has {len(numbers)} numbers, at least three pairs x, y are needed"
+    if not math.isfinite(sum(numbers)):
+        return "has a number that is not finite"
+    if max(numbers) > _FAR or min(numbers) < -_FAR:
+        return f"reaches further than {_FAR:,} pixels"
+    return numbers.tobytes()
