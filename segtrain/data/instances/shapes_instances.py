@@ -24,11 +24,6 @@ class ShapesInstances(DrawnShapes[Instances], InstanceDataset):
     def read_objects(self, record: Record) -> Instances:
         return self.load(record)[1]
 
-    def count_objects(self, index: int) -> np.ndarray:
-        """How many objects of each class one sample has: (C,) int64."""
-        labels = self.read_objects(self.records[index]).labels.numpy()
-        return np.bincount(labels, minlength=len(self.classes))
-
     def _visible(self, scene: Scene) -> Instances:
         owner = np.zeros((self.size, self.size), np.uint8)
         for number, (_, mask) in enumerate(scene.shapes, 1):
