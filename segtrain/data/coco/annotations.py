@@ -16,6 +16,9 @@ from segtrain.data.coco.reading import Annotation, CocoFile, Fault
 from segtrain.instances import Instances
 from segtrain.rle import Rle, coco_mask, decode, parse
 
+_THINNEST = 0.005
+"""Pixels below which a side of a box is none: half of the publisher's last digit, and float32 still tells it from 0."""
+
 
 class Annotations:
     """The objects of all images of one file, in its order of images and within an image of annotations.
@@ -151,7 +154,8 @@ def _misfit(annotation: Annotation, height: int, width: int) -> Fault | None:
     size = annotation.outline.size
     if size is not None and size != (height, width):
         return Fault("size", f"of {size[1]}x{size[0]}, image {annotation.image} is {width}x{height} (width x height)")
-    if min(x + box_width, width) <= max(x, 0) or min(y + box_height, height) <= max(y, 0):
+    across, down = min(x + box_width, width) - max(x, 0), min(y + box_height, height) - max(y, 0)
+    if min(across, down) < _THINNEST:
         return Fault("box", f"box {list(annotation.box)} in image {annotation.image} of {width}x{height}")
     return None
 

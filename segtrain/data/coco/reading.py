@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segtrain.errors import DataError
+from segtrain.errors import DataError, listed
 from segtrain.rle import parse
 
 _FAR = 10**6
@@ -92,9 +93,9 @@ def read_coco(path: Path) -> CocoFile:
     sections = [_section(content, name, path) for name in ("images", "annotations", "categories")]
     images = [_image(entry, number, path) for number, entry in enumerate(sections[0])]
     categories = [_category(entry, number, path) for number, entry in enumerate(sections[2])]
-    _refuse_repeated("image", "id", [image.id for image in images], path)
-    _refuse_repeated("category", "id", [category.id for category in categories], path)
-    _refuse_repeated("category", "name", [category.name for category in categories], path)
+    _refuse_repeated("images", "id", [image.id for image in images], path)
+    _refuse_repeated("categories", "id", [category.id for category in categories], path)
+    _refuse_repeated("categories", "name", [category.name for category in categories], path)
     annotations = [
         entry if isinstance(entry, Annotation) else Annotation(None, fault=Fault("field", "it is no object annotation"))
         for entry in sections[1]
@@ -149,15 +150,14 @@ def _category(entry: Any, number: int, path: Path) -> Category:
     return Category(entry["id"], entry["name"], str(entry.get("supercategory")))
 
 
-def _refuse_repeated(what: str, key: str, values: list[Any], path: Path) -> None:
-    seen: set[Any] = set()
-    twice = [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
+def _refuse_repeated(section: str, key: str, values: list[Any], path: Path) -> None:
+    twice = [value for value, times in Counter(values).items() if times > 1]
     if twice:
         raise DataError(
-            f"{len(twice)} times a {what} has the {key} of another, e.g. {twice[0]!r}",
+            f"'{section}' repeats the {key} of {len(twice)} entries: {listed(twice)}",
             where=path,
-            expected=f"each {what} {key} once",
-            fix=f"give every {what} its own {key}, in the annotations too; files of two exports do not simply add up",
+            expected=f"entries that differ in their {key}",
+            fix=f"give each its own {key}, in the annotations too; files of two exports do not simply add up",
         )
 
 
