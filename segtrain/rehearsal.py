@@ -26,6 +26,8 @@ SAMPLES = 4
 """Training samples that are read; a batch repeats them."""
 LONG = 10.0
 """Seconds of a first step after which no second one is made: it tells enough."""
+WARM = 2
+"""Images of a first pass on a CPU: what batch normalization needs at least."""
 CHECKPOINTS = 3
 """Files that a run keeps: last, previous, best."""
 
@@ -113,18 +115,29 @@ def _step_seconds(trainer: Trainer, batch: Batch) -> float:
         return trainer.gradients(pieces, network)
 
     seconds = 0.0
-    for attempt in range(2):
+    for attempt in (_first_attempt(trainer, batches), batches):
         watch = Stopwatch()
-        trainer.micro.run(batches, gradients, trainer.forget_gradients, alone=True)
+        trainer.micro.run(attempt, gradients, trainer.forget_gradients, alone=True)
         _wait(trainer.device)
         seconds = watch.seconds()
-        if attempt == 0 and trainer.compiling:
+        if trainer.compiling:
             trainer.compiled_in(seconds)
-        elif attempt == 0 and seconds > LONG:
+        elif attempt is batches and seconds > LONG:
             break
     del reserved
     trainer.micro.agree()
     return seconds * trainer.train_loader.accumulate
+
+
+def _first_attempt(trainer: Trainer, batches: list[Batch]) -> list[Batch]:
+    """What is tried before the step whose time counts: the batch; on a CPU two or three images of it.
+
+    There a first pass starts threads and loads code, which is much the same for any batch. A GPU chooses algorithms
+    and a compiler makes code for one size.
+    """
+    if trainer.device.type != "cpu" or trainer.compiling or len(batches[0]) <= WARM:
+        return batches
+    return [batches[0].parts(len(batches[0]) // WARM)[0]]
 
 
 def _validation_seconds(trainer: Trainer) -> float:

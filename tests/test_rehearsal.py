@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segtrain import checkpoint
+from segtrain import checkpoint, rehearsal
 from segtrain.errors import ResourceError
 from segtrain.experiment import build, compose
 from segtrain.rehearsal import rehearse
@@ -65,6 +65,36 @@ def test_a_disk_without_room_stops_the_run_before_its_first_step(
         rehearse(runner, auto=False)
     assert "hydra.run.dir=DIR" in str(caught.value.fix)
     assert runner.step == 0
+
+
+def attempts(fast: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str) -> list[int]:
+    """Images of each pass that a rehearsal makes."""
+    runner = build(compose([*fast, *extra]), folder=folder, tracker=Tracker())
+    whole, seen = runner.gradients, []
+
+    def gradients(batches: list[Any], *arguments: Any) -> Any:
+        seen.append(sum(len(batch) for batch in batches))
+        return whole(batches, *arguments)
+
+    monkeypatch.setattr(runner, "gradients", gradients)
+    rehearse(runner, auto=False)
+    return seen
+
+
+@pytest.mark.parametrize(("size", "first"), [(2, 2), (3, 3), (4, 2), (7, 2)])
+def test_the_step_that_is_timed_is_a_whole_one_after_a_short_one(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, first: int
+) -> None:
+    batch = (f"data.batch_size={size}", f"data.effective_batch={size}")
+    assert attempts(fast, tmp_path, monkeypatch, *batch) == [first, size]
+
+
+def test_a_slow_step_is_made_once_but_as_a_whole(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "LONG", 0.0)
+    assert attempts(fast, tmp_path, monkeypatch, "data.batch_size=4", "data.effective_batch=4") == [2, 4]
+    assert attempts(fast, tmp_path, monkeypatch, "data.batch_size=2", "data.effective_batch=2") == [2]
 
 
 def test_what_a_forecast_counts_grows_with_the_run(fast: list[str], tmp_path: Path) -> None:
