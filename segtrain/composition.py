@@ -119,7 +119,10 @@ def lay_over(base: Mapping[str, Any], extra: Mapping[str, Any], choices: Mapping
             cfg[group] = other[group]
         if "data" in choices or "model" in choices:
             parts = str(base.get("name", "_")).split("_", 1)
-            cfg.name = f"{choices.get('data', parts[0])}_{choices.get('model', parts[-1])}"
+            networks = choices.get("model", parts[-1])
+            # Two networks that are merged are named in the task, and the model that no one chose is neither.
+            merged = choices.get("task") == "panoptic"
+            cfg.name = f"{choices.get('data', parts[0])}_{'panoptic' if merged else networks}"
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
     _set_values(tree, extra, list(leaf_keys(tree)))
     return OmegaConf.create(tree)

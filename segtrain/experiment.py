@@ -43,6 +43,7 @@ from segtrain.parts import (
 from segtrain.rng import seed_everything
 from segtrain.segmenter import Segmenter
 from segtrain.settings import ModelOptions, Plain, Settings
+from segtrain.tasks.panoptic import INSTANCE, SEMANTIC, PanopticTask
 from segtrain.tracking import RunTracker, Tracker
 from segtrain.trainer import Trainer
 
@@ -245,6 +246,8 @@ def from_config(cfg: DictConfig, fix: str) -> tuple[Segmenter, str]:
         ConfigError: a network of which some layers are not trained; `fix` says what to set.
     """
     settings = Settings(cfg)
+    if settings.target("task").name == PanopticTask.name:
+        return merged(cfg, settings), "two networks merged"
     weights = settings.rider["model"].weights
     model, report = make_model(settings, load=weights != "imagenet")  # a backbone: not worth a download
     untrained = weights in ("none", "imagenet") or "head new" in report
@@ -257,6 +260,61 @@ def from_config(cfg: DictConfig, fix: str) -> tuple[Segmenter, str]:
     data = settings.node["data"]
     palette = data.get("palette") or voc_palette(len(data["classes"]))
     return segmenter(cfg, settings, model, data["classes"], palette), report
+
+
+def merged(cfg: DictConfig, settings: Settings) -> Segmenter:
+    """The two networks of `task=panoptic` as one, each with its own inference.
+
+    Raises:
+        ConfigError: a checkpoint is not named, or is of another kind of task.
+        CheckpointError: as `from_checkpoint`.
+    """
+    node = settings.node["task"]
+    shared = {"trainer": {key: cfg.trainer[key] for key in ("device", "amp", "channels_last")}}
+    parts = {}
+    for kind in (SEMANTIC, INSTANCE):
+        if node[kind] is None:
+            raise ConfigError(
+                f"task=panoptic without task.{kind}",
+                expected="two checkpoints to merge",
+                fix="task.semantic=PATH task.instance=PATH",
+            )
+        part = from_checkpoint(node[kind], over=shared, allow_targets=settings.allow)
+        if part.task.name != kind:
+            raise ConfigError(
+                f"task.{kind} is a checkpoint of task={part.task.name}",
+                where=node[kind],
+                expected=f"a checkpoint of task={kind}",
+            )
+        parts[kind] = part
+    data = settings.node["data"]
+    if "things" not in data:
+        raise ConfigError(
+            f"task=panoptic with data of the kind {data['_target_'].rsplit('.', 1)[-1]}",
+            where="data",
+            expected="data that say which classes are things",
+            fix="data=coco_panoptic, cityscapes_panoptic or shapes_panoptic",
+        )
+    classes = data["classes"]
+    palette = data.get("palette") or voc_palette(len(classes))
+    task = settings.make(
+        "task",
+        parts=(parts[SEMANTIC].task, parts[INSTANCE].task),
+        classes=classes,
+        palette=palette,
+        things=data["things"],
+    )
+    return Segmenter(
+        model=nn.ModuleDict({kind: part.model for kind, part in parts.items()}),
+        task=task,
+        classes=list(classes),
+        palette=palette,
+        normalize={kind: part.normalize for kind, part in parts.items()},
+        config=cfg,
+        settings=settings,
+        device=parts[SEMANTIC].device,
+        amp=parts[SEMANTIC].amp,
+    )
 
 
 def segmenter(

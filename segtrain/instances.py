@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class Instances:
             boxes=boxes_around(masks) if boxes is None else boxes,
             labels=labels,
             crowd=torch.zeros(count, dtype=torch.bool) if crowd is None else crowd,
-            area=masks.flatten(1).sum(1, dtype=torch.float64) if area is None else area,
+            area=areas_of(masks) if area is None else area,
             ids=torch.zeros(count, dtype=torch.int64) if ids is None else ids,
         )
 
@@ -166,10 +167,18 @@ class InstanceBatch:
 def boxes_around(masks: Tensor) -> Tensor:
     """Masks (N, H, W) -> tight boxes (N, 4) float32 `x0, y0, x1, y1`; zeros where a mask is empty."""
     boxes = torch.zeros(len(masks), 4, device=masks.device)
+    if not masks.numel():
+        return boxes
     for axis, start in ((1, 0), (2, 1)):  # collapsing rows leaves columns, which are x
-        occupied = (masks != 0).any(axis)
-        size = occupied.shape[1]
-        there = occupied.any(1)
-        boxes[:, start] = occupied.to(torch.uint8).argmax(1).float() * there
-        boxes[:, start + 2] = (size - occupied.flip(1).to(torch.uint8).argmax(1)).float() * there
+        # The greatest value, and not `any`: that would make booleans of all pixels first, in ten times the time.
+        occupied = (masks.amax(axis) != 0).to(torch.uint8)
+        there = occupied.amax(1)
+        boxes[:, start] = (occupied.argmax(1) * there).float()
+        boxes[:, start + 2] = ((occupied.shape[1] - occupied.flip(1).argmax(1)) * there).float()
     return boxes
+
+
+def areas_of(masks: Tensor) -> Tensor:
+    """Masks (N, H, W) in the main memory -> their pixels (N,) float64."""
+    # NumPy counts bytes that are not zero as fast as memory is read; torch would widen each pixel to a number first.
+    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.float64)

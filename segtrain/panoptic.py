@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segtrain.errors import DataError, listed
 from segtrain.instances import Instances
-from segtrain.types import IGNORE_INDEX
+from segtrain.types import IGNORE_INDEX, Record
 
 VOID = 0
 """The segment id of pixels that belong to nothing."""
@@ -110,6 +111,27 @@ class Panoptic:
             crowd=torch.tensor([segment.crowd for segment in kept]),
             ids=torch.from_numpy(ids.astype(np.int64)),
         )
+
+
+@dataclass
+class PanopticBatch:
+    """Images of one size with their segments: `image` (B, H, W, C) uint8, or float32 in [0, 255] above 8 bits."""
+
+    image: Tensor
+    target: list[Panoptic]
+    index: Tensor
+    records: list[Record]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device) -> PanopticBatch:
+        """The images on a device; segments stay in the main memory, where they are compared."""
+        return replace(self, image=self.image.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PanopticBatch:
+        """Called by the loader's pinning thread when the batch goes to a GPU."""
+        return replace(self, image=self.image.pin_memory())
 
 
 def from_instances(instances: Instances, *, background: int | np.ndarray | None = 0) -> Panoptic:

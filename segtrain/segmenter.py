@@ -13,6 +13,7 @@ from torch import nn
 from segtrain.data.images import ImageDataset
 from segtrain.data.loader import EvalLoader, LoaderOptions
 from segtrain.errors import ConfigError, listed
+from segtrain.instances import Detections
 from segtrain.parts import make_dataset
 from segtrain.settings import Settings
 
@@ -25,14 +26,17 @@ class Segmenter:
     task: Any
     classes: list[str]
     palette: list[list[int]]
-    normalize: dict[str, list[float]]
+    normalize: dict[str, Any]
     config: DictConfig
     settings: Settings
     device: torch.device
     amp: torch.dtype | None
 
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """Image (H, W, C) uint8 RGB, or float32 in [0, 255] -> class indices (H, W) uint8.
+    def predict(self, image: np.ndarray) -> Any:
+        """Image (H, W, C) uint8 RGB, or float32 in [0, 255] -> what the network says of it, in the main memory.
+
+        With task=semantic class indices, an array (H, W) uint8. With task=instance the objects, a
+        `segtrain.instances.Detections` with those of `inference.score_threshold` and above, the likeliest first.
 
         Raises:
             ValueError: an image of another shape or type, or one scaled to [0, 1]: it would be classified wrongly.
@@ -46,7 +50,10 @@ class Segmenter:
         with torch.inference_mode(), self.precision():
             # A copy only where torch needs one: it warns of arrays that it must not write to, as Pillow's are.
             batch = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].to(self.device)
-            return self.task.predict(self.model, batch)[0].cpu().numpy()
+            found = self.task.predict(self.model, batch)[0]
+        if isinstance(found, torch.Tensor):
+            return found.cpu().numpy()
+        return found.cpu() if isinstance(found, Detections) else found
 
     def precision(self) -> torch.autocast:
         """The autocast context this model is used in."""

@@ -69,7 +69,7 @@ RUNTIME: dict[str, tuple[str, ...]] = {
     "optimizer": ("params",),
     "scheduler": (),
     "inference": (),
-    "task": ("loss", "classes", "palette", "mean", "std", "inference"),
+    "task": ("loss", "classes", "palette", "mean", "std", "inference", "parts", "things"),
 }
 RIDERS: dict[str, Any] = {
     "data": LoaderOptions,
@@ -158,7 +158,7 @@ class Settings:
     @property
     def monitor(self) -> str:
         """The score that chooses the best epoch."""
-        return self.options.monitor or next(iter(self.target("task").monitors))
+        return self.options.monitor or next(iter(self.target("task").monitors), "")
 
     def make(self, name: str, **runtime: Any) -> Any:
         """Builds the object of a node."""
@@ -194,6 +194,13 @@ class Settings:
             )
         self._refuse_other_targets()
         monitors = self.target("task").monitors
+        if not monitors:
+            raise ConfigError(
+                "task=panoptic is not trained: it merges the answers of two networks",
+                expected="a task that learns, for each of the two",
+                fix="train model=maskrcnn and a model with one class per pixel, each on its own data; then "
+                "evaluate task=panoptic task.semantic=PATH task.instance=PATH data=…",
+            )
         if self.monitor not in monitors:
             near = closest(self.monitor, monitors)
             raise ConfigError(

@@ -18,11 +18,16 @@ from segtrain.protocol import protocol_card
 from segtrain.run_folder import RunFolder
 from segtrain.scoring.base import STALE, Scoring, ScoringOptions
 from segtrain.scoring.instance import InstanceScoring
+from segtrain.scoring.panoptic import PanopticScoring
 from segtrain.scoring.semantic import SemanticScoring
 from segtrain.tracking import RunTracker, Tracker, say_early, write_json
 from segtrain.types import Score
 
-SCORINGS: dict[str, Callable[..., Scoring]] = {"semantic": SemanticScoring, "instance": InstanceScoring}
+SCORINGS: dict[str, Callable[..., Scoring]] = {
+    "semantic": SemanticScoring,
+    "instance": InstanceScoring,
+    "panoptic": PanopticScoring,
+}
 """By the name of a task: what is computed beside its own scores."""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from segtrain.checkpoint import write_atomically
 from segtrain.data.images import ImageDataset
+from segtrain.data.instances.dataset import InstanceDataset
 from segtrain.errors import ConfigError
 from segtrain.metrics.digest import DataDigest, ObjectDigest
 from segtrain.object_exports import CocoExport
@@ -58,7 +59,7 @@ class InstanceScoring:
                 self.segmenter.palette,
                 curves=precision.curves(),
                 by_size=precision.by_size(),
-                by_threshold=precision.by_threshold(),
+                by_threshold={kind: precision.by_threshold(kind) for kind in precision.kinds},
                 worst=self.gallery.worst(),
             )
             write_atomically(self.folder / REPORT, page.encode())
@@ -74,5 +75,4 @@ def _export(options: ScoringOptions, dataset: ImageDataset[Any], folder: Path) -
             expected="none or coco",
             fix="export=coco writes coco_results.json",
         )
-    ids = getattr(dataset, "category_ids", None) or {index: index for index in range(len(dataset.classes))}
-    return CocoExport(folder / "coco_results.json", ids)
+    return CocoExport(folder / "coco_results.json", cast(InstanceDataset, dataset).category_ids)

@@ -12,7 +12,7 @@ import torch
 from segtrain.data.batches import Loaded, color_matrices
 from segtrain.data.images import ImageDataset, Transform
 from segtrain.data.reading import read_size
-from segtrain.errors import DataError
+from segtrain.errors import ConfigError, DataError
 from segtrain.instances import InstanceBatch, Instances
 from segtrain.types import Record
 
@@ -31,6 +31,21 @@ class InstanceDataset(ImageDataset[Instances]):
     """
 
     task: ClassVar[str] = "instance"
+
+    def __init__(self, *, classes: list[str], **shared: Any) -> None:
+        if not classes or classes[0] != "background":
+            raise ConfigError(
+                f"data.classes begins with {classes[0] if classes else 'nothing'}",
+                where="data.classes",
+                expected="background first, which no object has",
+                fix=f"data.classes=[{','.join(['background', *classes])}]",
+            )
+        super().__init__(classes=classes, **shared)
+
+    @property
+    def category_ids(self) -> dict[int, int]:
+        """Class index -> the id that the publisher's files and server know it by."""
+        return {number: number for number in range(1, len(self.classes))}
 
     @property
     def notes(self) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
+from segtrain.data.batches import Loaded
 from segtrain.data.images import ImageDataset
 from segtrain.errors import ConfigError, DataError, listed
-from segtrain.panoptic import Panoptic
+from segtrain.panoptic import Panoptic, PanopticBatch
 from segtrain.types import Record
 
 
@@ -43,6 +46,16 @@ class PanopticDataset(ImageDataset[Panoptic]):
             raise ConfigError(f"data.classes names {listed(twice)} twice", where="data.classes")
         self.things = list(things)
         super().__init__(classes=classes, **shared)
+
+    @staticmethod
+    def collate(samples: Sequence[Loaded]) -> PanopticBatch:
+        """Samples of one size."""
+        return PanopticBatch(
+            image=torch.from_numpy(np.stack([sample.image for sample in samples])),
+            target=[sample.target for sample in samples],
+            index=torch.tensor([sample.index for sample in samples]),
+            records=[sample.record for sample in samples],
+        )
 
     @property
     def category_ids(self) -> dict[str, int]:
