@@ -29,7 +29,8 @@ Masks (`read_mask`), never scaled and never turned by EXIF (a TIFF's own orienta
 | anything else                         | refused                                                |
 
 Every file is decoded to its last byte here, so that a truncated one is found here. Only the formats of `FORMATS` are
-decoded, by what a file holds and not by its name: Pillow's reader of PostScript runs a program.
+decoded, by what a file holds and not by its name: Pillow's reader of PostScript runs a program. The usual color JPEGs
+are decoded by `segtrain.data.jpeg`, to the same pixels.
 """
 
 from __future__ import annotations
