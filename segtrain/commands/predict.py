@@ -1,10 +1,10 @@
-"""`python -m segtrain predict input=…`: masks, overlays and class areas for images nobody labelled."""
+"""`python -m segtrain predict input=…`: masks, overlays, areas and objects of images nobody labelled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ from segtrain import experiment, signatures
 from segtrain.composition import compose, lay_over
 from segtrain.errors import ConfigError, DataError, Interrupted
 from segtrain.lock import FolderLock
-from segtrain.prediction.files import Legend
+from segtrain.prediction.choice import results_of
 from segtrain.prediction.flow import Flow
 from segtrain.prediction.inputs import find_inputs, too_long
 from segtrain.prediction.journal import Journal, refuse_overwriting, sweep
-from segtrain.prediction.network import Wanted, made_by
+from segtrain.prediction.network import made_by
+from segtrain.prediction.results import SURE, Asked, Results
 from segtrain.run_folder import RunFolder, override
 from segtrain.stopping import StopSignal
 from segtrain.tracking import RunTracker, say_early, write_json
@@ -39,6 +40,7 @@ class PredictOptions:
     probs: bool = False
     confidence: bool = False
     abstain: Fraction | None = None
+    score: Fraction = SURE
     max_pixels: PositiveInt | None = 400_000_000
     on_error: Literal["skip", "stop"] = "skip"
     overwrite: bool = False
@@ -48,7 +50,7 @@ class PredictOptions:
 
 
 def run(cfg: DictConfig, folder: RunFolder) -> Score:
-    """Writes `masks/`, `overlays/`, `areas/` and what else is asked for; nothing is scored.
+    """Writes `masks/`, `overlays/`, `areas/` and what else the task has; nothing is scored.
 
     Raises:
         DataError: some images could not be read; the others are done.
@@ -61,21 +63,22 @@ def run(cfg: DictConfig, folder: RunFolder) -> Score:
     options = PredictOptions(**plain)
     folder.refuse_other_run("checkpoints", "hydra.run.dir=DIR names another folder; without it a new one is made")
     known = Path(options.output).expanduser() if options.output else folder.path
-    inputs, results = find_inputs(options.input, known)
+    inputs, passed_over = find_inputs(options.input, known)
     failures = too_long(inputs, known or Path())
     if failures and options.on_error == "stop":
         raise next(iter(failures.values()))
     fitting = {name: file for name, file in inputs.items() if name not in failures}
     refuse_overwriting(fitting, known)
     segmenter, report = _segmenter(options)
+    results = results_of(segmenter, _asked(options))
     path = folder.choose(segmenter.settings.name)
     with folder.held(say_early), _output_held(known or path, folder):
         folder.describe(segmenter.config, experiment.versions(), str(segmenter.device))
         tracker = RunTracker(path, log_name="predict.log")
         tracker.say(f"model  {report}")
-        passed = f", {results} results of predict passed over" if results else ""
+        passed = f", {passed_over} results of predict passed over" if passed_over else ""
         tracker.say(f"images {len(inputs)} on {segmenter.device}{passed}")
-        _predict(options, fitting, list(failures.values()), segmenter, folder, known or path, tracker)
+        _predict(options, fitting, list(failures.values()), segmenter, results, folder, known or path, tracker)
     return Score()
 
 
@@ -84,14 +87,14 @@ def _predict(
     inputs: Mapping[str, Path],
     failures: list[DataError],
     segmenter: experiment.Segmenter,
+    results: Results,
     folder: RunFolder,
     output: Path,
     tracker: RunTracker,
 ) -> None:
     """Writes the results of `inputs` into `output`, which is ours alone, and tells of all failures at the end."""
-    wanted = Wanted(probs=options.probs, confidence=options.confidence, abstain=options.abstain)
-    journal = Journal(output, made_by(segmenter, wanted, options.opacity))
-    left = _left_to_do(inputs, journal, options.overwrite, tracker)
+    journal = Journal(output, made_by(segmenter, results))
+    left = _left_to_do(inputs, journal, results, options.overwrite, tracker)
     bar = tracker.bar(len(left), "predict")
     count = len(inputs) + len(failures)
 
@@ -103,8 +106,7 @@ def _predict(
     with StopSignal() as stop, closing(bar):
         flow = Flow(
             segmenter=segmenter,
-            wanted=wanted,
-            legend=Legend(segmenter.classes, segmenter.palette, options.opacity),
+            results=results,
             journal=journal,
             batch_size=segmenter.settings.rider["data"].images,
             threads=segmenter.settings.rider["data"].num_workers,
@@ -116,7 +118,9 @@ def _predict(
         )
         flow.run(left)
     _summarize(inputs, journal, flow, tracker)
-    if stop.received is not None:
+    if stop.received is None:
+        _collect(journal, results, tracker)
+    else:
         done = len(inputs.keys() & journal.lines.keys())
         raise Interrupted(
             f"stopped with {done} of {count} images done; their files are whole",
@@ -146,13 +150,21 @@ def _output_held(output: Path, folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _left_to_do(inputs: Mapping[str, Path], journal: Journal, overwrite: bool, tracker: RunTracker) -> dict[str, Path]:
+def _asked(options: PredictOptions) -> Asked:
+    return Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
+
+
+def _left_to_do(
+    inputs: Mapping[str, Path], journal: Journal, results: Results, overwrite: bool, tracker: RunTracker
+) -> dict[str, Path]:
     if not overwrite:
         journal.refuse_namesakes(inputs)
     left = {name: file for name, file in inputs.items() if overwrite or not journal.done(name, file)}
     if len(left) < len(inputs):
         same = "with these weights and settings"
         tracker.say(f"done   {len(inputs) - len(left)} of {len(inputs)} before, {same}; overwrite=true does them again")
+    if results.collection is not None:
+        journal.start_collection(results.collection, again=bool(left))
     journal.forget(left)
     sweep(journal.output, left)
     return left
@@ -163,21 +175,29 @@ def _shares(line: Mapping[str, Any]) -> str:
     named = {**line["areas"], "no class": line.get("abstained", 0)}
     shares = sorted(((name, area / total) for name, area in named.items() if area), key=lambda share: -share[1])
     frames = f"{line['frames']} frames, " if "frames" in line else ""
-    return frames + ", ".join(f"{name} {share:.1%}" for name, share in shares)
+    objects = "".join(f"{number} {name}, " for name, number in line.get("counts", {}).items() if number)
+    return frames + objects + ", ".join(f"{name} {share:.1%}" for name, share in shares)
 
 
 def _summarize(inputs: Mapping[str, Path], journal: Journal, flow: Flow, tracker: RunTracker) -> None:
     """Sums over all images that are done, by this call or before."""
     lines = [journal.lines[name] for name in inputs if name in journal.lines]
-    pixels = {name: sum(line["areas"][name] for line in lines) for name in flow.legend.classes}
-    summary: dict[str, Any] = {"images": len(lines), "pixels": pixels}
-    if flow.wanted.abstain is not None:
-        summary["abstained"] = sum(line["abstained"] for line in lines)
-    write_json(tracker.folder / "metrics.json", summary)
-    for kind in flow.kinds:
+    write_json(tracker.folder / "metrics.json", flow.results.summary(lines))
+    for kind in flow.results.kinds:
         tracker.say(f"{kind}: {journal.output / kind}")
     tracker.say(f"results: {journal.path}")
     tracker.say(f"metrics: {tracker.folder / 'metrics.json'}")
+
+
+def _collect(journal: Journal, results: Results, tracker: RunTracker) -> None:
+    """The file of all images of the output folder, those of earlier calls too."""
+    if results.collection is None:
+        return
+    results.collect(journal)
+    here = len(journal.current())
+    others = len(journal.lines) - here
+    apart = f", without {others} of other weights or settings" if others else ""
+    tracker.say(f"{results.collection}: {journal.output / results.collection}, {here} images{apart}")
 
 
 def _same_again(folder: RunFolder) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from segtrain.errors import DataError
-from segtrain.prediction.files import KINDS, Legend, Prediction, abstained, result_files, write_areas, write_pictures
+from segtrain.prediction.files import result_files, write_areas
 from segtrain.prediction.inputs import is_video
 from segtrain.prediction.journal import Journal, Stamp
-from segtrain.prediction.network import Wanted, predict_batch
+from segtrain.prediction.network import predict_batch
 from segtrain.prediction.reading_ahead import Bounded, Loaded, read_ahead
+from segtrain.prediction.results import Results
 from segtrain.prediction.video import Film, OverlayVideo
 from segtrain.segmenter import Segmenter
 
@@ -32,8 +33,7 @@ class Flow:
     """Predicts inputs one after the other.
 
     Args:
-        segmenter, wanted: who predicts, and what.
-        legend: what the pictures share.
+        segmenter, results: who predicts, and what becomes of it.
         journal: where done images are noted; its folder takes the results.
         batch_size, threads: of reading; neither changes a result's content.
         max_pixels: larger images are failures; None: there are none.
@@ -43,8 +43,7 @@ class Flow:
     """
 
     segmenter: Segmenter
-    wanted: Wanted
-    legend: Legend
+    results: Results
     journal: Journal
     batch_size: int
     threads: int
@@ -76,12 +75,6 @@ class Flow:
             finally:
                 self._keep(writers.rest())  # also where something failed: what is written need not be done again
 
-    @property
-    def kinds(self) -> dict[str, str]:
-        """What is written for an image."""
-        left_out = {"confidence": not self.wanted.confidence, "probs": not self.wanted.probs}
-        return {kind: suffix for kind, suffix in KINDS.items() if not left_out.get(kind)}
-
     def _batches(self, loaded: Iterable[Loaded]) -> Iterator[list[Loaded]]:
         """Neighbors of one size and type together."""
         batch: list[Loaded] = []
@@ -103,29 +96,33 @@ class Flow:
 
     def _images(self, batch: list[Loaded], writers: Bounded) -> None:
         started = time.monotonic()
-        found = predict_batch(self.segmenter, [_pixels(one) for one in batch], self.wanted)
+        found = predict_batch(self.segmenter, [_pixels(one) for one in batch], self.results)
         seconds = (time.monotonic() - started) / len(batch)
-        for one, prediction in zip(batch, found, strict=True):
-            self._keep(writers.submit(prediction.labels.size, self._write_image, one, prediction, seconds))
+        for one, answer in zip(batch, found, strict=True):
+            self._keep(writers.submit(self.results.held(answer), self._write_image, one, answer, seconds))
 
-    def _write_image(self, one: Loaded, prediction: Prediction, seconds: float) -> tuple[Any, ...]:
-        files = result_files(self.journal.output, one.name, self.kinds)
-        areas = self.legend.counts(prediction.labels)
-        found = self._found(one.file, prediction.labels.shape, areas, files["areas"], seconds)
-        write_pictures(files, _pixels(one), prediction, self.legend)
+    def _write_image(self, one: Loaded, answer: Any, seconds: float) -> tuple[Any, ...]:
+        files = result_files(self.journal.output, one.name, self.results.kinds)
+        counts, image = self.results.count(answer), _pixels(one)
+        found = self._found(one.file, image.shape, counts, answer, files["areas"], seconds)
+        self.results.write(files, image, answer)
         return one.name, one.file, one.stamp, files.values(), found
 
     def _found(
-        self, file: Path, size: tuple[int, ...], areas: np.ndarray, path: Path, seconds: float, **more: int
+        self,
+        file: Path,
+        size: tuple[int, ...],
+        counts: np.ndarray,
+        answer: Any,
+        path: Path,
+        seconds: float,
+        **more: int,
     ) -> dict[str, Any]:
         """Writes the file of the areas; returns what the journal says of the same."""
-        abstaining = self.wanted.abstain is not None
-        write_areas(
-            path, file, (size[0], size[1]), areas, self.legend, {**(abstained(areas) if abstaining else {}), **more}
-        )
-        by_class = {name: int(area) for name, area in zip(self.legend.classes, areas, strict=False)}
-        extra = {"abstained": int(areas[-1])} if abstaining else {}
-        return {"size": [size[0], size[1]], "areas": by_class, **extra, **more, "seconds": round(seconds, 4)}
+        results, plane = self.results, (size[0], size[1])
+        described = {**results.described(counts, answer), **more}
+        write_areas(path, file, plane, results.areas(counts), self.segmenter.classes, described)
+        return {"size": list(plane), **results.line(counts), **more, "seconds": round(seconds, 4)}
 
     def _keep(self, written: Iterable[tuple[Any, ...]]) -> None:
         for name, file, stamp, files, found in written:
@@ -151,12 +148,12 @@ class Flow:
                 return
             size = (first.shape[0], first.shape[1])
             # First, as for images: it says that all files of this name are ours.
-            self._found(file, size, self.legend.counts(first[:0, :, 0]), path, 0.0, frames=0)
+            self._found(file, size, self.results.count(None), None, path, 0.0, frames=0)
             with OverlayVideo(self.journal.output / "overlays" / f"{name}.mp4", film.rate, size) as overlays:
-                kinds = {kind: suffix for kind, suffix in self.kinds.items() if kind != "areas"}
+                kinds = {kind: suffix for kind, suffix in self.results.kinds.items() if kind != "areas"}
                 if overlays.works:
                     del kinds["overlays"]
-                count, areas = self._frames(name, self._frame_batches(first, frames), kinds, overlays, writers)
+                count, counts = self._frames(name, self._frame_batches(first, frames), kinds, overlays, writers)
                 if self.stopped():
                     return
                 if overlays.works:
@@ -164,7 +161,7 @@ class Flow:
         places = [self.journal.output / kind / name for kind in kinds]
         _drop_later_frames(places, count)
         places += [] if "overlays" in kinds else [overlays.path]
-        found = self._found(file, size, areas, path, time.monotonic() - started, frames=count)
+        found = self._found(file, size, counts, None, path, time.monotonic() - started, frames=count)
         self._keep([(name, file, stamp, [path, *places], found)])
 
     def _frames(
@@ -175,22 +172,22 @@ class Flow:
         overlays: OverlayVideo,
         writers: Bounded,
     ) -> tuple[int, np.ndarray]:
-        """Writes the frames; returns how many there are, and the areas of all together."""
-        count, areas = 0, np.zeros(len(self.legend.classes) + 1, np.int64)
+        """Writes the frames; returns how many there are, and the counts of all together."""
+        count, counts = 0, self.results.count(None)
         for batch in batches:
-            found = predict_batch(self.segmenter, batch, self.wanted)
-            for frame, prediction in zip(batch, found, strict=True):
+            found = predict_batch(self.segmenter, batch, self.results)
+            for frame, answer in zip(batch, found, strict=True):
                 count += 1
                 files = result_files(self.journal.output, f"{name}/{count:06}", kinds)
-                for done in writers.submit(prediction.labels.size, self._write_frame, files, frame, prediction):
-                    areas += done
+                for done in writers.submit(self.results.held(answer), self._write_frame, files, frame, answer):
+                    counts += done
                 if overlays.works:
-                    overlays.add(self.legend.overlay(frame, prediction.labels))
+                    overlays.add(self.results.overlay(frame, answer))
             if self.stopped():
                 break
         for done in writers.rest():
-            areas += done
-        return count, areas
+            counts += done
+        return count, counts
 
     def _frame_batches(self, first: np.ndarray, frames: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
         size = max(1, min(self.batch_size, PIXELS_PER_BATCH // first[..., 0].size))
@@ -202,9 +199,9 @@ class Flow:
             batch.append(frame)
         yield batch
 
-    def _write_frame(self, files: Mapping[str, Path], frame: np.ndarray, prediction: Prediction) -> np.ndarray:
-        write_pictures(files, frame, prediction, self.legend)
-        return self.legend.counts(prediction.labels)
+    def _write_frame(self, files: Mapping[str, Path], frame: np.ndarray, answer: Any) -> np.ndarray:
+        self.results.write(files, frame, answer)
+        return self.results.count(answer)
 
 
 def _pixels(one: Loaded) -> np.ndarray:

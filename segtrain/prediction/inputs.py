@@ -45,12 +45,13 @@ def find_inputs(source: str, output: Path | None) -> tuple[dict[str, Path], int]
     else:
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         found = [Path(name) for name in matches if _is_input(Path(name))]
-    results = [] if output is None else [(output / kind).resolve() for kind in KINDS]
-    files = [file for file in found if not any(file.resolve().is_relative_to(folder) for folder in results)]
+    results = {} if output is None else {kind: (output / kind).resolve() for kind in KINDS}
+    files = [file for file in found if not any(file.resolve().is_relative_to(at) for at in results.values())]
     own = len(found) - len(files)
     if not files:
+        taken = [kind for kind, at in results.items() if any(file.resolve().is_relative_to(at) for file in found)]
         raise DataError(
-            "no images found" + (f" but {own} in {output}/{{{','.join(KINDS)}}}, where results go" if own else ""),
+            "no images found" + (f" but {own} in {listed(taken)} of {output}, where results go" if own else ""),
             where=source,
             expected=f"a file, a folder or a glob of {listed((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES), 20)}",
             fix="another output=DIR, if they are the images" if own else None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from segtrain.checkpoint import remove_leftovers, write_atomically
 from segtrain.errors import ConfigError
-from segtrain.prediction.files import KINDS, result_files
+from segtrain.prediction.files import IN_AREAS, KINDS, result_files
 from segtrain.prediction.inputs import is_video
 from segtrain.tracking import plain
 
@@ -58,8 +58,32 @@ class Journal:
             line.get("made_by") == self.made_by
             and line.get("file") == str(file)
             and line.get("source") == _as_dict(Stamp.of(file))
-            and all(length(self.output / path) == expected for path, expected in line.get("bytes", {}).items())
+            and self._whole(line)
         )
+
+    def current(self) -> list[dict[str, Any]]:
+        """The lines of these weights and settings whose files are all there, whichever call wrote them."""
+        return [line for line in self.lines.values() if line["made_by"] == self.made_by and self._whole(line)]
+
+    def _whole(self, line: Mapping[str, Any]) -> bool:
+        return all(length(self.output / path) == expected for path, expected in line.get("bytes", {}).items())
+
+    def start_collection(self, name: str, again: bool) -> None:
+        """Takes away what an earlier call collected, where images are done `again`: it no longer tells of all.
+
+        Raises:
+            ConfigError: a file of that name that predict did not write.
+        """
+        path = self.output / name
+        if path.exists() and not self.path.exists():
+            raise ConfigError(
+                "a file that predict did not write would be overwritten",
+                where=path,
+                expected="a folder without it, or with the results of an earlier predict",
+                fix="another output=DIR",
+            )
+        if again:
+            path.unlink(missing_ok=True)
 
     def refuse_namesakes(self, inputs: Mapping[str, Path]) -> None:
         """Stops where results of one image would replace those of another that has the same name in another folder.
@@ -147,7 +171,7 @@ def _is_ours(areas: Path) -> bool:
         content = json.loads(areas.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or no JSON: whatever it is, it is not ours
         return False
-    return isinstance(content, dict) and {"image", "size", "classes"} == set(content) - {"abstained", "frames"}
+    return isinstance(content, dict) and {"image", "size", "classes"} == set(content) - IN_AREAS
 
 
 def lines_of(path: Path) -> list[dict[str, Any]] | None:
