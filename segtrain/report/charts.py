@@ -12,11 +12,13 @@ LEFT, TOP, PLOT_WIDTH, PLOT_HEIGHT = 44, 12, 304, 204
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, y) in data units, and the look `a` or `b` (color, dashes and marks differ)."""
+    """One curve: points (x, y) in data units, and the look `a`, `b` or `c` (color, dashes and marks differ)."""
 
     name: str
     points: list[tuple[float, float]]
     look: str
+    marks: bool = True
+    """Whether its points are marked: not where they are so many that they would make the curve."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,29 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, described: str, *, diago
         parts.append(element("path", d=_path(ideal, x, y), class_="ideal"))
     for line in lines:
         parts.append(element("path", d=_path(line.points, x, y), class_=f"line {line.look}"))
-        parts.extend(_mark(line, point, x, y) for point in line.points)
+        parts.extend(_mark(line, point, x, y) for point in line.points if line.marks)
     picture = element("svg", *parts, viewBox="0 0 360 264", role="img", aria_label=described, class_="chart")
-    legend = joined(element("li", _key(line.look), line.name) for line in lines)
-    return element("figure", picture, element("ul", legend, class_="legend") if len(lines) > 1 else None)
+    return element("figure", picture, legend(lines) if len(lines) > 1 else None)
+
+
+def legend(lines: Sequence[Line]) -> Html:
+    """What each curve is."""
+    return element("ul", *[element("li", _key(line), line.name) for line in lines], class_="legend")
+
+
+def small_chart(lines: Sequence[Line], described: str) -> Html:
+    """Curves over two axes from 0 to 1, small enough to stand many in a row; `described` is the text alternative."""
+    left, top, width, height = 20, 5, 135, 84
+    parts = []
+    for share, label in ((0, "0"), (0.5, "50"), (1, "100")):
+        across, down = left + width * share, top + height * (1 - share)
+        parts.append(element("path", d=f"M{across} {top}v{height}M{left} {down}h{width}", class_="rule"))
+        parts.append(element("text", label, x=across, y=top + height + 11, text_anchor="middle"))
+        parts.append(element("text", label, x=left - 3, y=down + 3, text_anchor="end"))
+    for line in lines:
+        spots = (f"{left + width * x:.1f} {top + height * (1 - y):.1f}" for x, y in line.points)
+        parts.append(element("path", d="M" + "L".join(spots), class_=f"line {line.look}"))
+    return element("svg", *parts, viewBox="0 0 165 102", role="img", aria_label=described, class_="small-chart")
 
 
 def _grid(x: Axis, y: Axis) -> Html:
@@ -113,17 +134,20 @@ def _mark(line: Line, point: tuple[float, float], x: Axis, y: Axis) -> Html:
     tip = element("title", f"{line.name}: {100 * point[1]:.1f}")
     if line.look == "a":
         return element("circle", tip, class_="mark a", cx=f"{across:.1f}", cy=f"{down:.1f}", r="3.5")
+    if line.look == "c":
+        return element("path", tip, class_="mark c", d=f"M{across:.1f} {down - 4.5:.1f}l4.5 4.5l-4.5 4.5l-4.5 -4.5z")
     corner = {"x": f"{across - 3:.1f}", "y": f"{down - 3:.1f}"}
     return element("rect", tip, class_="mark b", width="6", height="6", **corner)
 
 
-def _key(look: str) -> Html:
-    stroke = element("path", d="M0 6h28", class_=f"line {look}")
+def _key(line: Line) -> Html:
+    stroke = element("path", d="M0 6h28", class_=f"line {line.look}")
     shape = {
         "a": element("circle", cx="14", cy="6", r="3.5", class_="mark a"),
         "b": element("rect", x="11", y="3", width="6", height="6", class_="mark b"),
-    }[look]
-    return element("svg", stroke, shape, viewBox="0 0 28 12", class_="key", aria_hidden="true")
+        "c": element("path", d="M14 1.5l4.5 4.5l-4.5 4.5l-4.5 -4.5z", class_="mark c"),
+    }[line.look]
+    return element("svg", stroke, shape if line.marks else None, viewBox="0 0 28 12", class_="key", aria_hidden="true")
 
 
 def _strip(parts: list[Html]) -> Html:

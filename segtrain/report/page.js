@@ -14,6 +14,8 @@ function sortClasses() {
     order: (a, b) => a.dataset.order - b.dataset.order,
     iou: (a, b) => a.dataset.iou - b.dataset.iou,
     pixels: (a, b) => b.dataset.pixels - a.dataset.pixels,
+    ap: (a, b) => a.dataset.ap - b.dataset.ap,
+    objects: (a, b) => b.dataset.objects - a.dataset.objects,
     name: (a, b) => a.dataset.name.localeCompare(b.dataset.name),
   };
   for (const button of buttons) {

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from segtrain.gallery import KIND_COLORS, WorstImage
+from segtrain.object_gallery import OUTCOME_COLORS
 from segtrain.report.diagnosis import anatomy_section, boundary_section, calibration_section
 from segtrain.report.markup import Html, element, joined
 from segtrain.report.tables import class_section, confusion_section, headline, protocol_section
@@ -83,7 +84,7 @@ def document(title: str, under: str, contents: Sequence[tuple[str, str]], sectio
 def _style() -> str:
     colors = "".join(
         f"--{kind.replace('_', '-')}:#{red:02x}{green:02x}{blue:02x};"
-        for kind, (red, green, blue) in KIND_COLORS.items()
+        for kind, (red, green, blue) in (KIND_COLORS | OUTCOME_COLORS).items()
     )
     return f":root{{{colors}}}\n" + _resource("page.css")
 

@@ -67,12 +67,10 @@ def headline(scores: dict[str, Any], classes: list[str]) -> Html:
     around = [(span_of(interval[key]) if key in interval else None) for key in ("miou", "pixel_accuracy")]
     counted = scores.get("classes_counted")
     tiles = [
-        _tile("mIoU", percent(scores.get("miou")), around[0] and f"{level}: {around[0]}", look="first"),
-        _tile("pixel accuracy", percent(scores.get("pixel_accuracy")), around[1] and f"{level}: {around[1]}"),
-        _tile(
-            "mean accuracy", percent(scores.get("mean_accuracy")), counted and f"{counted} of {len(classes)} classes"
-        ),
-        _tile("images", count(scores.get("images")), scores.get("split"), unit=""),
+        tile("mIoU", percent(scores.get("miou")), around[0] and f"{level}: {around[0]}", look="first"),
+        tile("pixel accuracy", percent(scores.get("pixel_accuracy")), around[1] and f"{level}: {around[1]}"),
+        tile("mean accuracy", percent(scores.get("mean_accuracy")), counted and f"{counted} of {len(classes)} classes"),
+        tile("images", count(scores.get("images")), scores.get("split"), unit=""),
     ]
     note = None
     if not interval:
@@ -90,7 +88,8 @@ def headline(scores: dict[str, Any], classes: list[str]) -> Html:
     )
 
 
-def _tile(name: str, value: str, under: object, look: str | None = None, unit: str = " %") -> Html:
+def tile(name: str, value: str, under: object, look: str | None = None, unit: str = " %") -> Html:
+    """A score to remember: its name, its value, and what it means or an interval under it."""
     shown = element("dd", value, element("small", unit) if value != "-" and unit else None)
     return element(
         "div", element("dt", name), shown, element("dd", under, class_="under") if under else None, class_=look

@@ -25,6 +25,11 @@ KIND_PLURALS = {
     "missed_region": "missed regions",
     "invented_region": "invented regions",
 }
+OUTCOME_MEANINGS = {
+    "found": "a detection of its class overlaps the object by half or more",
+    "missed": "no detection of its class overlaps the object by half",
+    "invented": "the detection overlaps no object of its class that is left by half",
+}
 EVALUATE = "python -m segtrain evaluate"
 OPTIONS = {
     "interval": EVALUATE,
@@ -47,6 +52,40 @@ def summary(scores: dict[str, Any], classes: list[str]) -> str:
     parts = [f"{percent(1 - accuracy)} % of the labelled pixels are wrong{_most_common_kind(scores)}."]
     parts += [_weakest(scores), _worst_confusion(scores, classes), _largest_gain(scores)]
     return " ".join(part for part in parts if part)
+
+
+def object_summary(scores: dict[str, Any]) -> str:
+    """Where an evaluation of single objects is weakest, in a few sentences."""
+    objects = scores.get("instances_per_class", {})
+    total = sum(objects.values())
+    if number(scores.get("mask_ap")) is None:
+        return "There was no object to find."
+    number_of = "There was 1 object" if total == 1 else f"There were {count(total)} objects"
+    parts = [f"{number_of} to find.", _weakest_objects(scores), _weakest_size(scores)]
+    loose, tight = (number(scores.get(f"mask_{key}")) for key in ("ap50", "ap75"))
+    if loose is not None and tight is not None and tight < loose:
+        parts.append(f"Where masks must overlap by 75 % instead of 50 %, AP is {percent(loose - tight)} points lower.")
+    return " ".join(part for part in parts if part)
+
+
+def _weakest_objects(scores: dict[str, Any]) -> str:
+    known = {name: ap for name, found in scores["mask_ap_per_class"].items() if (ap := number(found)) is not None}
+    if len(known) < 2:
+        return ""
+    objects = scores.get("instances_per_class", {})
+    name = min(known, key=lambda key: (known[key], -objects.get(key, 0)))  # of several the one with most objects
+    return f"The weakest class is {name} with mask AP {percent(known[name])} %."
+
+
+def _weakest_size(scores: dict[str, Any]) -> str:
+    sizes = ("small", "medium", "large")
+    known = {size: ap for size in sizes if (ap := number(scores.get(f"mask_ap_{size}"))) is not None}
+    if len(known) < 2:
+        return ""
+    low, high = min(known, key=lambda key: known[key]), max(known, key=lambda key: known[key])
+    if known[low] == known[high]:
+        return ""
+    return f"{low.capitalize()} objects reach AP {percent(known[low])} %, {high} ones {percent(known[high])} %."
 
 
 def _most_common_kind(scores: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from segtrain.report.wording import KIND_MEANINGS, KIND_NAMES, KIND_PLURALS
 
 SHARP_BELOW = 240
 """Images of fewer columns are enlarged without smoothing."""
+MOST_BUTTONS = 24
+"""Of more classes than this the list alone is left to choose from: so many buttons would hide the images."""
 
 
 def worst_section(worst: Sequence[WorstImage], classes: list[str], palette: list[list[int]]) -> Html:
@@ -29,9 +31,9 @@ def worst_section(worst: Sequence[WorstImage], classes: list[str], palette: list
         "worst",
         "Worst images",
         element("p", hint, class_="hint"),
-        _class_tools(held, classes, palette),
+        class_tools(held, classes, palette),
         _kind_tools(),
-        _opacity("opacity"),
+        opacity("opacity"),
         element("p", f"{len(worst)} images", id="worst-said", role="status"),
         element("ol", cards, id="worst-list"),
     )
@@ -44,14 +46,15 @@ def dialog() -> Html:
         element("button", "← Previous", type="button", id="large-previous"),
         element("button", "Next →", type="button", id="large-next"),
     ]
-    bar = element("div", *turn, _opacity("large-opacity"), close, class_="tools")
+    bar = element("div", *turn, opacity("large-opacity"), close, class_="tools")
     title = element("h2", id="large-title")
     held = element("p", id="large-held", class_="hint held")
     content = [bar, title, element("p", id="large-facts"), held, element("div", id="large-panels", class_="panels")]
     return element("dialog", *content, id="large", aria_labelledby="large-title")
 
 
-def _class_tools(held: list[int], classes: list[str], palette: list[list[int]]) -> Html:
+def class_tools(held: list[int], classes: list[str], palette: list[list[int]]) -> Html:
+    """Shows the images of one class: a list to choose from, and buttons for the indices `held` if they are few."""
     options = [element("option", "all", value="")] + [element("option", classes[i], value=i) for i in held]
     chosen = element("label", "Class ", element("select", *options, id="class-filter"))
     chips = joined(
@@ -64,7 +67,7 @@ def _class_tools(held: list[int], classes: list[str], palette: list[list[int]]) 
             data_class=index,
             aria_pressed="false",
         )
-        for index in held
+        for index in (held if len(held) <= MOST_BUTTONS else ())
     )
     return element(
         "div",
@@ -104,7 +107,8 @@ def _kind_tools() -> Html:
     )
 
 
-def _opacity(name: str) -> Html:
+def opacity(name: str) -> Html:
+    """The slider of what lies over the images."""
     slider = element("input", type="range", min="0", max="100", value="65", class_="opacity", id=name)
     return element("label", "Labels over the image ", slider, class_="slider")
 
@@ -148,14 +152,15 @@ def _panels(image: WorstImage, classes: list[str]) -> Html:
     ]
     # Flat pixels stay sharp when a small image is enlarged.
     sharp = " sharp" if image.width < SHARP_BELOW else ""
-    first = element("img", src=_url(image.input, "jpeg"), alt=f"input {image.name}", class_="under")
+    first = element("img", src=data_url(image.input, "jpeg"), alt=f"input {image.name}", class_="under")
     panels = [element("span", element("span", first, class_=f"stack{sharp}"), element("span", "Input"), class_="panel")]
     for look, caption, more, png, alt in layers:
-        over = element("img", src=_url(png, "png"), alt=alt, class_="over")
+        over = element("img", src=data_url(png, "png"), alt=alt, class_="over")
         stack = element("span", over, class_=f"stack {look}{sharp}")
         panels.append(element("span", stack, element("span", caption, *more), class_="panel"))
     return element("span", *panels, class_="panels")
 
 
-def _url(content: bytes, form: str) -> str:
+def data_url(content: bytes, form: str) -> str:
+    """A picture's bytes as an address, so that the page needs no other file."""
     return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
