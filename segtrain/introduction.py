@@ -40,13 +40,18 @@ def model_name(settings: Settings) -> str:
 
 def say_model(tracker: Tracker, settings: Settings, model: nn.Module, weights: str) -> None:
     """What the network costs at the training size, its stride, and which weights it starts from."""
-    cost = measure(model, height_width(settings.augment["crop_size"]), settings.node["data"].get("channels", 3))
+    # A network that brings images to a size of its own says which.
+    size = getattr(model, "usual_size", None) or settings.augment.get("crop_size") or settings.rider["data"].crop_size
+    cost = measure(model, height_width(size), settings.node["data"].get("channels", 3))
     stride = getattr(model, "output_stride", None)
     tracker.say(
         f"model    {model_name(settings)}   {cost}" + (f"   output stride {stride}" if isinstance(stride, int) else "")
     )
     tracker.say(f"weights  {weights}")
     rider = settings.rider["model"]
+    idle = getattr(model, "fixed_parts", ())
+    if idle and rider.weights == "none" and weights != FROM_CHECKPOINT:
+        tracker.say(f"         warning: {listed(idle)} stay random: set model.weights, or train them")
     if rider.freeze_bn and rider.weights == "none" and weights != FROM_CHECKPOINT:
         tracker.say(
             "         warning: model.freeze_bn=true keeps statistics that nothing has learned: set model.weights"

@@ -136,7 +136,8 @@ class Settings:
 
     def _check_augment(self) -> None:
         node, where = self.augment, "augment"
-        signatures.check_value(node.get("crop_size"), Size, "augment.crop_size")
+        if self.target("task").name == "semantic" or "crop_size" in node:  # objects may keep their images' sizes
+            signatures.check_value(node.get("crop_size"), Size, "augment.crop_size")
         transforms = node.get("transforms")
         if not isinstance(transforms, dict):
             raise ConfigError(

@@ -174,6 +174,10 @@ class MaskRCNN(mask_rcnn.MaskRCNN):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.proposals = rpn_post_nms_test
+        self.usual_size = min_size if isinstance(min_size, int) else min_size[-1]
+        """Side in pixels of what most images are brought to, for counting work."""
+        self.fixed_parts = _fixed_parts(norm, trainable_layers)
+        """What training leaves as it is, in words."""
         self.imagenet_name = backbone
         forms = {"v1": "maskrcnn_resnet50_fpn", "v2": "maskrcnn_resnet50_fpn_v2"}
         self.torchvision_form = forms[version] if backbone == "resnet50" else None
@@ -189,6 +193,12 @@ class MaskRCNN(mask_rcnn.MaskRCNN):
     def workload(self) -> Workload:
         """What one evaluation computes at most, which no image but only the config decides."""
         return Workload(self)
+
+
+def _fixed_parts(norm: str, trainable_layers: int) -> list[str]:
+    frozen = ["the backbone's normalizations"] if norm == "frozen" else []
+    first = ["conv1", "layer1", "layer2", "layer3", "layer4"][: 5 - trainable_layers]
+    return frozen + [f"backbone.body.{name}" for name in first]
 
 
 class Workload(nn.Module):
