@@ -36,7 +36,8 @@ class Segmenter:
         """Image (H, W, C) uint8 RGB, or float32 in [0, 255] -> what the network says of it, in the main memory.
 
         With task=semantic class indices, an array (H, W) uint8. With task=instance the objects, a
-        `segtrain.instances.Detections` with those of `inference.score_threshold` and above, the likeliest first.
+        `segtrain.instances.Detections` with those of `inference.score_threshold` and above, the likeliest first. With
+        task=panoptic a `segtrain.panoptic.Panoptic`.
 
         Raises:
             ValueError: an image of another shape or type, or one scaled to [0, 1]: it would be classified wrongly.

@@ -19,7 +19,8 @@ from segtrain.data.coco.instances import Coco
 from segtrain.data.reading import read_image
 from segtrain.experiment import build, compose, from_checkpoint
 from segtrain.instances import Detections
-from segtrain.prediction.objects import Objects, category_ids, image_ids
+from segtrain.prediction.collected import image_ids
+from segtrain.prediction.objects import Objects, category_ids
 from segtrain.rle import decode
 from segtrain.segmenter import Segmenter
 from segtrain.tracking import Tracker

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from segtrain.errors import ConfigError, listed
 from segtrain.prediction.objects import ObjectResults
 from segtrain.prediction.results import Asked, Results
+from segtrain.prediction.segments import SegmentResults
 from segtrain.prediction.semantic import PixelResults
 from segtrain.segmenter import Segmenter
 
 OF_TASK: dict[str, Callable[[Segmenter, Asked], Results]] = {
     "semantic": PixelResults.of,
     "instance": ObjectResults.of,
+    "panoptic": SegmentResults.of,
 }
 
 

@@ -26,6 +26,7 @@ KINDS = {
     "instances": ".png",
     "detections": ".json",
     "panoptic": ".png",
+    "segments": ".json",
 }
 """What any task can write for each image, each kind in a folder of its name; these names are predict's own."""
 ALWAYS = ("masks", "overlays", "areas")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,11 @@ from segtrain.data.coco.instances import Coco
 from segtrain.instances import Detections
 from segtrain.object_exports import coco_results
 from segtrain.object_pictures import with_objects
+from segtrain.prediction.collected import frames_of, image_ids
 from segtrain.prediction.files import ALWAYS, KINDS, Legend, overlay_step, write_labels, write_overlay, write_png
 from segtrain.prediction.journal import Journal
-from segtrain.prediction.results import Asked, added
+from segtrain.prediction.results import Asked
+from segtrain.prediction.tally import ObjectTally
 from segtrain.segmenter import Segmenter
 from segtrain.types import Fraction
 
@@ -78,6 +79,7 @@ class ObjectResults:
         self.legend = legend
         self.score = score
         self.category_ids = category_ids
+        self.tally = ObjectTally(legend, legend.classes[1:])
         self.kinds = {kind: KINDS[kind] for kind in (*ALWAYS, "instances", "detections")}
         self.settings = {"score": score, "opacity": legend.opacity, "category_ids": sorted(category_ids.items())}
         self.collection = COLLECTION
@@ -85,7 +87,7 @@ class ObjectResults:
     @classmethod
     def of(cls, segmenter: Segmenter, asked: Asked) -> ObjectResults:
         """Raises a ConfigError where something is asked for that only pixels have."""
-        asked.refuse_for_objects(segmenter.task.name)
+        asked.refuse_wishes_for_pixels(segmenter.task.name, "score=0.7 shows surer objects alone")
         return cls(Legend(segmenter.classes, segmenter.palette, asked.opacity), asked.score, category_ids(segmenter))
 
     def ask(self, segmenter: Segmenter, batch: Tensor) -> list[Objects]:
@@ -96,21 +98,19 @@ class ObjectResults:
         return masks.shape[1] * masks.shape[2] + masks.numel() // BYTES_PER_PIXEL
 
     def count(self, answer: Objects | None) -> np.ndarray:
-        """Pixels per class and of nobody (C + 1), then objects per class (C)."""
-        labels = np.zeros((0, 0), np.uint8) if answer is None else answer.labels
-        found = np.zeros(0, np.int64) if answer is None else answer.shown.labels.numpy()
-        return np.concatenate([self.legend.counts(labels), np.bincount(found, minlength=self._classes)])
+        if answer is None:
+            return self.tally.count(None, [])
+        return self.tally.count(answer.labels, answer.shown.labels.tolist())
 
     def areas(self, counts: np.ndarray) -> np.ndarray:
-        return counts[: self._classes + 1]
+        return self.tally.areas(counts)
 
     def line(self, counts: np.ndarray) -> dict[str, Any]:
-        areas = {name: int(area) for name, area in zip(self.legend.classes, counts, strict=False)}
-        return {"areas": areas, "counts": self._by_name(counts)}
+        return self.tally.line(counts)
 
     def described(self, counts: np.ndarray, answer: Objects | None) -> dict[str, Any]:
         objects = {} if answer is None else {"objects": self._listed(answer.shown)}
-        return {"counts": self._by_name(counts), **objects}
+        return {"counts": self.tally.objects(counts), **objects}
 
     def overlay(self, image: np.ndarray, answer: Objects) -> np.ndarray:
         return with_objects(image, answer.shown, self.legend.classes, self.legend.palette, self.legend.opacity)
@@ -127,26 +127,17 @@ class ObjectResults:
         write_atomically(files["detections"], (json.dumps(nameless) + "\n").encode())
 
     def summary(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        pixels = added(lines, "areas", self.legend.classes)
-        return {"images": len(lines), "pixels": pixels, "objects": added(lines, "counts", self.legend.classes[1:])}
+        return self.tally.summary(lines)
 
     def collect(self, journal: Journal) -> None:
         """Writes `coco_results.json`: every detection of every image, each image named by `image_ids`."""
         found: list[str] = []
         lines = journal.current()
         names = image_ids(lines)
-        for name in frames_of(lines):
+        for name, _ in frames_of(lines):
             entries = json.loads((journal.output / "detections" / f"{name}.json").read_bytes())
             found += [json.dumps({"image_id": names.get(name, name), **entry}) for entry in entries]
         write_atomically(journal.output / COLLECTION, ("[" + ",\n".join(found) + "]\n").encode())
-
-    @property
-    def _classes(self) -> int:
-        return len(self.legend.classes)
-
-    def _by_name(self, counts: np.ndarray) -> dict[str, int]:
-        of_things = counts[self._classes + 2 :]  # after pixels and nobody's comes the background, of which none are
-        return {name: int(count) for name, count in zip(self.legend.classes[1:], of_things, strict=True)}
 
     def _listed(self, shown: Detections) -> list[dict[str, Any]]:
         sizes = shown.masks.flatten(1).sum(1).tolist()
@@ -174,23 +165,6 @@ def category_ids(segmenter: Segmenter) -> dict[int, int]:
         if set(segmenter.classes[1:]) <= set(published):
             return {index: published.index(name) for index, name in enumerate(segmenter.classes) if index}
     return {index: index for index in range(1, len(segmenter.classes))}
-
-
-def image_ids(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The images whose file's name is a number that no other image has, as COCO numbers its own; others keep names."""
-    stems = {line["name"]: PurePosixPath(line["name"]).name for line in lines if "frames" not in line}
-    numbers = {name: int(stem) for name, stem in stems.items() if stem.isascii() and stem.isdecimal()}
-    times = Counter(numbers.values())
-    return {name: number for name, number in numbers.items() if times[number] == 1}
-
-
-def frames_of(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The names of all images, and of all frames of videos, sorted by the names of their inputs."""
-    for line in sorted(lines, key=lambda line: str(line["name"])):
-        if "frames" in line:
-            yield from (f"{line['name']}/{number:06}" for number in range(1, line["frames"] + 1))
-        else:
-            yield line["name"]
 
 
 def _thinned(found: Detections, step: int) -> Detections:

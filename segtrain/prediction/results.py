@@ -29,27 +29,24 @@ class Asked:
     abstain: Fraction | None = None
     score: Fraction = SURE
 
-    def refuse_for_objects(self, task: str) -> None:
-        """Raises a ConfigError for what is known of pixels alone."""
+    def refuse_wishes_for_pixels(self, task: str, instead: str) -> None:
+        """Raises a ConfigError for what is known of pixels alone; `instead` says what the task has."""
         wishes = {"probs": self.probs, "confidence": self.confidence, "abstain": self.abstain is not None}
         for key, wished in wishes.items():
             if wished:
-                value = getattr(self, key)
                 raise ConfigError(
-                    f"{key}={str(value).lower()} with task={task}, whose network is sure of objects and not of pixels",
-                    where="checkpoint",
+                    f"{key}={str(getattr(self, key)).lower()} with task={task}, which is sure of objects alone",
                     expected=f"{key} with a checkpoint of task=semantic",
-                    fix="leave it out: areas/*.json has the score of every object; score=0.7 shows surer ones alone",
+                    fix=f"leave it out: areas/*.json has the score of every object; {instead}",
                 )
 
-    def refuse_for_pixels(self, task: str) -> None:
-        """Raises a ConfigError for what is known of objects alone."""
+    def refuse_score(self, task: str, instead: str) -> None:
+        """Raises a ConfigError where there are no unsure objects to leave out of the pictures."""
         if self.score != SURE:
             raise ConfigError(
-                f"score={self.score:g} with task={task}, which finds no objects",
-                where="checkpoint",
+                f"score={self.score:g} with {task}",
                 expected="score with a checkpoint of task=instance",
-                fix=f"leave it out; abstain={self.score:g} leaves out pixels of less confidence",
+                fix=f"leave it out; there is {instead}",
             )
 
 

@@ -67,7 +67,10 @@ class PixelResults:
     @classmethod
     def of(cls, segmenter: Segmenter, asked: Asked) -> PixelResults:
         """Raises a ConfigError where something is asked for that only objects have."""
-        asked.refuse_for_pixels(segmenter.task.name)
+        asked.refuse_score(
+            f"task={segmenter.task.name}, which finds no objects",
+            f"abstain={asked.score:g} for pixels of less confidence",
+        )
         wanted = Wanted(probs=asked.probs, confidence=asked.confidence, abstain=asked.abstain)
         return cls(Legend(segmenter.classes, segmenter.palette, asked.opacity), wanted)
 
