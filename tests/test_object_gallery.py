@@ -140,6 +140,7 @@ def test_each_outcome_has_its_color_and_lies_where_the_object_is() -> None:
     ]
     assert share[0] == 1 > share[1]  # plain, and striped for eyes that see no colors
     assert share[3] < 0.1  # a crowd is outlined
+    assert pixels(image.truth)[44 * scale, 60 * scale, 3] == 0
     assert not shown[:, scale * 76 :, 3].any()
 
 
@@ -186,6 +187,15 @@ def test_tags_lie_on_their_objects_and_not_upon_another() -> None:
         assert mask[int(tag.y * 60), int(tag.x * 80)] == 1
 
 
+def test_unsure_detections_are_in_no_picture() -> None:
+    masks = masks_of((2, 2, 26, 38), (2, 42, 26, 78))
+    image = alone(found(masks, [1, 2], [0.9, 0.49]), Instances.of(masks[:1], torch.tensor([1])))
+    assert image.classes == [1]
+    assert [tag.words for tag in image.prediction_tags] == ["cat 0.90"]
+    shown = pixels(image.prediction)
+    assert not shown[:, shown.shape[1] // 2 :, 3].any()
+
+
 def test_where_there_is_one_class_its_name_is_not_repeated() -> None:
     masks = masks_of((2, 2, 26, 38))
     truth = Instances.of(masks, torch.tensor([1]))
@@ -209,6 +219,7 @@ def test_more_objects_than_a_picture_has_colors_are_all_drawn() -> None:
     assert image.counts["missed"] == 400
     shown = pixels(image.truth)
     scale = shown.shape[1] // 60
+    assert not shown[5 * scale // 2, :, 3].any()  # between two rows of them
     assert all(
         shown[scale * top : scale * (top + 2), scale * left : scale * (left + 2), 3].all() for top, left, *_ in corners
     )

@@ -16,7 +16,7 @@ import torch
 
 from segtrain.instances import Detections, Instances, boxes_around
 from segtrain.metrics.objects import JudgedObjects
-from segtrain.object_gallery import ObjectGallery, WorstObjects
+from segtrain.object_gallery import OUTCOME_COLORS, ObjectGallery, WorstObjects
 from segtrain.report.charts import Line, small_chart
 from segtrain.report.objects import instance_page
 from segtrain.report.objects_curves import mean_precision
@@ -264,6 +264,12 @@ def test_names_lie_over_their_picture(opened: Any) -> None:
     panel = "document.querySelector('.stack.truth')"
     assert opened.run(f"{box}({panel}.querySelector('.tags'))") == opened.run(f"{box}({panel})")
     assert opened.run(f"{box}({panel})")[3] > 50
+
+
+def test_swatches_have_the_colors_of_the_pictures(opened: Any) -> None:
+    for kind, color in OUTCOME_COLORS.items():
+        shown = opened.run(f"getComputedStyle(document.querySelector('.swatch .kind-{kind}')).fill")
+        assert shown == f"rgb({', '.join(map(str, color))})"
 
 
 def test_classes_are_sorted_by_each_button(opened: Any) -> None:
