@@ -30,6 +30,13 @@ SMALL = [
     "trainer.epochs=2",
 ]
 TINY = ["model=unet_small", "model.base_channels=4", "model.depth=2"]
+OBJECTS = ["data=shapes_instances", "model.backbone=resnet18", "model.min_size=64", "model.max_size=64"]
+OBJECTS += ["model.anchor_sizes=[4,8,16,32,64]", "model.rpn_post_nms_train=30", "model.rpn_post_nms_test=10"]
+OBJECTS += ["model.rpn_batch=32", "model.box_batch=16"]
+"""A small detector; what it needs besides, model=maskrcnn chooses."""
+DETECTORS = {"maskrcnn", "maskrcnn_v2"}
+OF_OBJECTS = {"augment": {"instances", "lsj"}, "loss": {"maskrcnn"}, "inference": {"instances"}}
+"""Options that are for task=instance alone."""
 LIGHTER = {
     "unet": ["model.base_channels=4"],
     "unet_small": ["model.base_channels=4"],
@@ -55,6 +62,11 @@ def trainer_of(tmp_path: Path, *overrides: str) -> Trainer:
     return build(compose([*SMALL, *overrides]), folder=tmp_path, tracker=Tracker())
 
 
+def of_pixels(group: str) -> list[str]:
+    """The options of a group that are for one class per pixel."""
+    return sorted({*OPTIONS[group]} - OF_OBJECTS[group])
+
+
 def learns(trainer: Trainer, steps: int = 3) -> None:
     """Updates on one batch: the learned tensors move, the loss stays finite and, over several, falls."""
     learned = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
@@ -72,14 +84,25 @@ def learns(trainer: Trainer, steps: int = 3) -> None:
     assert len(changed) > 0.8 * len(before), sorted(set(before) - set(changed))
 
 
-@pytest.mark.parametrize("option", sorted({*OPTIONS["model"]} - UNTRAINED))
+@pytest.mark.parametrize("option", sorted({*OPTIONS["model"]} - UNTRAINED - DETECTORS))
 def test_models(tmp_path: Path, option: str) -> None:
     learns(
         trainer_of(tmp_path, f"model={option}", *LIGHTER.get(option, []), "optimizer.lr=1e-3", "scheduler=constant"), 4
     )
 
 
-@pytest.mark.parametrize("option", OPTIONS["loss"])
+@pytest.mark.parametrize("option", sorted(DETECTORS))
+@pytest.mark.parametrize("augment", sorted(OF_OBJECTS["augment"]))
+def test_detectors(tmp_path: Path, option: str, augment: str) -> None:
+    words = [f"model={option}", *OBJECTS, f"augment={augment}", "optimizer.lr=1e-3", "scheduler=constant"]
+    trainer = trainer_of(tmp_path, *words)
+    learns(trainer, 4)
+    assert trainer.task.loss.weights == dict.fromkeys(
+        ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask"), 1.0
+    )
+
+
+@pytest.mark.parametrize("option", of_pixels("loss"))
 def test_losses(tmp_path: Path, option: str) -> None:
     learns(trainer_of(tmp_path, f"loss={option}", *TINY, "scheduler=constant", "optimizer.lr=1e-2"))
 
@@ -106,7 +129,7 @@ def test_schedulers(tmp_path: Path, option: str) -> None:
     assert (len(set(rates)) == 1) == (option == "constant")
 
 
-@pytest.mark.parametrize("option", OPTIONS["augment"])
+@pytest.mark.parametrize("option", of_pixels("augment"))
 def test_augmentations(tmp_path: Path, option: str) -> None:
     trainer = trainer_of(tmp_path, *TINY, f"augment={option}", "augment.crop_size=[24,40]")
     batch = next(iter(trainer.train_loader.steps(0)))[0]
@@ -116,7 +139,7 @@ def test_augmentations(tmp_path: Path, option: str) -> None:
     learns(trainer)
 
 
-@pytest.mark.parametrize("option", OPTIONS["inference"])
+@pytest.mark.parametrize("option", of_pixels("inference"))
 def test_inference_protocols(tmp_path: Path, option: str) -> None:
     # As they are: the window follows data.crop_size and the stride the window. Tiles are for a network without padding.
     model = [f"model={'unet_valid' if option == 'tile' else 'unet_small'}", *TINY[1:]]
@@ -125,9 +148,10 @@ def test_inference_protocols(tmp_path: Path, option: str) -> None:
     assert 0 <= scores["miou"] <= 1
 
 
+@pytest.mark.parametrize("model", [TINY, ["model=maskrcnn", *OBJECTS]], ids=["pixels", "objects"])
 @pytest.mark.parametrize("option", OPTIONS["debug"])
-def test_debug_bundles(tmp_path: Path, option: str) -> None:
-    trainer = build(compose([f"debug={option}", *TINY, "data.num_workers=0"]), folder=tmp_path, tracker=Tracker())
+def test_debug_bundles(tmp_path: Path, option: str, model: list[str]) -> None:
+    trainer = build(compose([f"debug={option}", *model, "data.num_workers=0"]), folder=tmp_path, tracker=Tracker())
     assert trainer.train_loader.length == (8 if option == "fast" else 4)
     if option == "fast":
         assert trainer.total_steps == 3
@@ -141,6 +165,10 @@ def test_experiments(tmp_path: Path, option: str) -> None:
     """On `shapes`, from random weights: the recipe's model, loss, optimizer, schedule and augmentation fit together."""
     cfg = compose([f"experiment={option}"])
     Settings(cfg).refuse_clashes()
+    if option.startswith("maskrcnn"):
+        small = ["model.weights=none", *OBJECTS, "model.norm=batch", "model.trainable_layers=5"]
+        learns(trainer_of(tmp_path, f"experiment={option}", *small), 1)
+        return
     if cfg.model.weights != "none":
         assert cfg.model.weights == "imagenet"
     swapped = [f"experiment={option}", "data=shapes", "model.weights=none"]
@@ -157,24 +185,53 @@ def test_experiments(tmp_path: Path, option: str) -> None:
 
 
 CLASSES = {"shapes": 5, "voc": 21, "voc_aug": 21, "cityscapes": 19, "pet": 3, "portrait": 2, "camvid": 11, "folder": 2}
+LATER = {"coco_semantic": 81, "coco_voc": 21, "pennfudan_semantic": 2, "shapes_scenes": 7}
+"""One model of each kind shows that these reach the network; all models were built for all numbers of classes above."""
+OF_DETECTORS = {"coco": 81, "pennfudan": 2, "voc_instances": 21, "cityscapes_instances": 9, "folder_instances": 3}
+OF_DETECTORS |= {"shapes_instances": 5, "shapes_objects": 5}
+MERGED = {"coco_panoptic", "cityscapes_panoptic", "shapes_panoptic"}
+"""For two networks, neither of which has these classes."""
+NETWORKS = sorted({*OPTIONS["model"]} - UNTRAINED - DETECTORS)
+PAIRS = [(data, model) for data in CLASSES for model in NETWORKS]
+PAIRS += [(data, model) for data in LATER for model in ("unet_small", "deeplabv3plus")]
+
+
+def without_files(data: str, model: str) -> list[str]:
+    words = [f"data={data}", f"model={model}"]
+    words += ["data.classes=[sound,crack]"] if data == "folder" else []
+    words += ["data.classes=[background,nut,bolt]"] if data == "folder_instances" else []
+    return words if data.startswith("shapes") else [*words, "data.root=/nowhere"]
 
 
 def test_every_dataset_is_named_here() -> None:
-    assert set(CLASSES) == set(OPTIONS["data"])
+    assert {*CLASSES, *LATER, *OF_DETECTORS, *MERGED} == set(OPTIONS["data"])
 
 
-@pytest.mark.parametrize("data", OPTIONS["data"])
-@pytest.mark.parametrize("model", sorted({*OPTIONS["model"]} - UNTRAINED))
+@pytest.mark.parametrize(("data", "model"), PAIRS)
 def test_every_model_builds_for_every_dataset_with_no_data_on_disk(data: str, model: str) -> None:
-    overrides = [f"data={data}", f"model={model}"]
-    if data == "folder":
-        overrides.append("data.classes=[sound,crack]")
-    if data != "shapes":
-        overrides.append("data.root=/nowhere")
     with torch.device("meta"):  # no memory and no time for weights
-        network = build_model(compose(overrides)).eval()
+        network = build_model(compose(without_files(data, model))).eval()
         outputs: Any = network(torch.zeros(1, 3, 64, 96))
-    assert outputs["out"].shape == (1, CLASSES[data], 64, 96)
+    assert outputs["out"].shape == (1, {**CLASSES, **LATER}[data], 64, 96)
+
+
+@pytest.mark.parametrize("data", OF_DETECTORS)
+@pytest.mark.parametrize("model", sorted(DETECTORS))
+def test_every_detector_builds_for_every_dataset_of_objects_with_no_data_on_disk(data: str, model: str) -> None:
+    cfg = compose(without_files(data, model))
+    Settings(cfg).refuse_clashes()
+    with torch.device("meta"):
+        network: Any = build_model(cfg)
+    heads = network.roi_heads
+    found = (heads.box_predictor.cls_score.out_features, heads.mask_predictor.mask_fcn_logits.out_channels)
+    assert found == (OF_DETECTORS[data],) * 2
+
+
+@pytest.mark.parametrize("data", sorted(MERGED))
+@pytest.mark.parametrize(("model", "task"), [("unet_small", "semantic"), ("maskrcnn", "instance")])
+def test_no_model_is_trained_on_segments(data: str, model: str, task: str) -> None:
+    with pytest.raises(ConfigError, match=f"task={task} with data of the kind panoptic"):
+        Settings(compose([f"data={data}", f"model={model}"])).refuse_clashes()
 
 
 def test_other_targets_of_pet_are_other_class_counts() -> None:

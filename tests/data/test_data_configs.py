@@ -16,13 +16,32 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from segtrain.data.dataset import SegmentationDataset
+from segtrain.data.images import ImageDataset
 from segtrain.data.labels import LabelMap
 from segtrain.data.loader import LoaderOptions
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOADER = {field.name for field in fields(LoaderOptions)}
 NAMES = ["voc", "voc_aug", "cityscapes", "pet", "portrait", "camvid", "folder"]
+NAMES += ["coco_semantic", "coco_voc", "pennfudan_semantic"]
+INSTANCES = ["coco", "pennfudan", "voc_instances", "cityscapes_instances", "folder_instances"]
+PANOPTIC = ["coco_panoptic", "cityscapes_panoptic"]
+DRAWN = {
+    "shapes": "semantic",
+    "shapes_scenes": "semantic",
+    "shapes_instances": "instance",
+    "shapes_objects": "instance",
+    "shapes_panoptic": "panoptic",
+}
+"""Without files, and the kind of task that each is for."""
+KINDS = {
+    **dict.fromkeys(NAMES, "semantic"),
+    **dict.fromkeys(INSTANCES, "instance"),
+    **dict.fromkeys(PANOPTIC, "panoptic"),
+    **DRAWN,
+}
+NO_CLASSES = {"folder": "data.classes=[road,crack]", "folder_instances": "data.classes=[background,crack]"}
+"""Files of one's own, whose classes nobody else knows."""
 
 
 def data(*overrides: str) -> dict[str, Any]:
@@ -35,7 +54,12 @@ def data(*overrides: str) -> dict[str, Any]:
     return {str(k): v for k, v in resolved.items() if k == "_target_" or not str(k).startswith("_")}
 
 
-def target_class(node: dict[str, Any]) -> type[SegmentationDataset]:
+def named(name: str) -> tuple[str, ...]:
+    """The overrides that make a whole node of a dataset."""
+    return (name, NO_CLASSES[name]) if name in NO_CLASSES else (name,)
+
+
+def target_class(node: dict[str, Any]) -> type[ImageDataset[Any]]:
     module, name = node["_target_"].rsplit(".", 1)
     found = getattr(importlib.import_module(module), name)
     assert found.__module__ == module
@@ -60,14 +84,25 @@ def signature(target: type) -> dict[str, Any]:
 
 
 CASES = [
-    *[(name,) for name in NAMES if name != "folder"],
-    ("folder", "data.classes=[road,crack]"),
+    *[named(name) for name in NAMES],
     ("pet", "data.target=foreground"),
     ("pet", "data.target=breed"),
 ]
 
 
-@pytest.mark.parametrize("overrides", CASES, ids=" ".join)
+OBJECTS_AND_SEGMENTS = [named(name) for name, kind in KINDS.items() if kind != "semantic"]
+
+
+def test_every_file_is_looked_at() -> None:
+    assert {path.stem for path in (CONFIGS / "data").glob("[!_]*.yaml")} == set(KINDS)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS.items())
+def test_every_dataset_says_which_task_its_targets_are_for(name: str, kind: str) -> None:
+    assert target_class(data(*named(name))).task == kind
+
+
+@pytest.mark.parametrize("overrides", [*CASES, ("shapes",), ("shapes_scenes",), *OBJECTS_AND_SEGMENTS], ids=" ".join)
 def test_every_key_is_an_argument_of_its_type(overrides: tuple[str, ...]) -> None:
     node = data(*overrides)
     hints = signature(target_class(node))
@@ -89,17 +124,34 @@ def test_classes_palette_and_map_fit_each_other_without_data(overrides: tuple[st
         assert reached == wanted, "every class can occur"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("overrides", OBJECTS_AND_SEGMENTS, ids=" ".join)
+def test_classes_of_objects_and_segments_fit_their_palette(overrides: tuple[str, ...]) -> None:
+    node = data(*overrides)
+    classes, palette = node["classes"], node["palette"]
+    assert node["num_classes"] == len(classes) == len(set(classes))
+    if palette is not None:
+        assert len({tuple(color) for color in palette}) == len(palette) == len(classes), "no two classes look alike"
+        assert all(0 <= value <= 255 for color in palette for value in color)
+    if "things" in node:
+        assert set(node["things"]) < set(classes), "some classes are things and some are not"
+    else:
+        assert classes[0] == "background", "which no object has"
+        assert (node["effective_batch"], node["cache"]) == (2, "none")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *INSTANCES, *PANOPTIC])
 def test_every_dataset_has_the_keys_that_commands_rely_on(name: str) -> None:
-    node = data(name, "data.classes=[a,b]") if name == "folder" else data(name)
+    node = data(*named(name))
     shared = {"root": "./data", "download": False, "limit": None, "channels": 3}
     assert {key: node[key] for key in shared} == shared
-    assert set(node) >= LOADER
+    assert set(node) >= LOADER - {"group_by_aspect"}
+    assert ("group_by_aspect" in node) == (name in INSTANCES), "only objects keep the sizes of their images"
 
 
 def test_a_folder_must_be_told_its_classes() -> None:
-    with pytest.raises(OmegaConfBaseException, match=r"Missing mandatory value: data\.classes"):
-        data("folder")
+    for name in NO_CLASSES:
+        with pytest.raises(OmegaConfBaseException, match=r"Missing mandatory value: data\.classes"):
+            data(name)
 
 
 def test_voc_is_as_published(published: dict[str, Any]) -> None:
