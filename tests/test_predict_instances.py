@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segtrain.commands.predict import _published
 from segtrain.data.coco.instances import Coco
 from segtrain.data.reading import read_image
 from segtrain.experiment import build, compose, from_checkpoint
@@ -246,6 +247,15 @@ def test_categories_of_coco_have_cocos_ids_and_others_their_index() -> None:
     assert len(set(named.values())) == 80
     assert category_ids(_with(Coco, ["background", "crack", "dog"])) == {1: 1, 2: 2}
     assert category_ids(_with(object, coco))[80] == 80
+
+
+def test_published_detectors_know_cocos_classes_and_published_networks_of_pixels_vocs() -> None:
+    objects = _published({"model": {"backbone": "resnet50"}}, {"model": "maskrcnn"})
+    assert (objects.name, len(objects.data.classes), objects.data.classes[1]) == ("coco_maskrcnn", 81, "person")
+    pixels = _published({}, {"model": "lraspp"})
+    assert (pixels.name, len(pixels.data.classes), pixels.data.classes[1]) == ("voc_lraspp", 21, "aeroplane")
+    own = _published({"data": {"classes": ["background", "crack"]}}, {"model": "maskrcnn", "data": "folder_instances"})
+    assert list(own.data.classes) == ["background", "crack"]
 
 
 def _with(kind: type, classes: list[str]) -> Any:

@@ -22,9 +22,12 @@ from segtrain.prediction.network import made_by
 from segtrain.prediction.results import SURE, Asked, Results
 from segtrain.run_folder import RunFolder, override
 from segtrain.stopping import StopSignal
+from segtrain.tasks.instance import InstanceTask
 from segtrain.tracking import RunTracker, say_early, write_json
 from segtrain.types import Fraction, PositiveInt, Score
 
+INSTANCE_TASK = f"{InstanceTask.__module__}.{InstanceTask.__qualname__}"
+"""What a config of such a task names."""
 SAID = 20
 """Up to this many images are named on the console one by one."""
 
@@ -224,8 +227,21 @@ def _segmenter(options: PredictOptions) -> tuple[experiment.Segmenter, str]:
             options.checkpoint, over=over, choices=choices, allow_targets=options.allow_targets
         )
         return found, options.checkpoint
-    # Published segmentation weights carry VOC's classes; with other data the user says which.
-    base = compose(["data=voc"])
-    cfg = lay_over(OmegaConf.to_container(base, resolve=False), over, choices)  # type: ignore[arg-type]
+    cfg = _published(over, choices)
     cfg.allow_targets = options.allow_targets or []
-    return experiment.from_config(cfg, "model=deeplabv3_torchvision model.backbone=resnet101 model.weights=torchvision")
+    pixels = "model=deeplabv3_torchvision model.backbone=resnet101 model.weights=torchvision"
+    return experiment.from_config(cfg, f"{pixels}; for objects model=maskrcnn model.weights=torchvision")
+
+
+def _published(over: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
+    """The config of a network without checkpoint, with the data whose classes published weights carry.
+
+    Those are VOC's where pixels have classes, and COCO's where objects are found; others the user says.
+    """
+    # Composed with the choices, so that a model brings its task along; laid over, it would not.
+    words = [f"{group}={option}" for group, option in choices.items()]
+    cfg = compose(words if "data" in choices else ["data=voc", *words])
+    if "data" not in choices and cfg.task["_target_"] == INSTANCE_TASK:
+        cfg = compose(["data=coco", *words])
+    base: Any = OmegaConf.to_container(cfg, resolve=False)
+    return lay_over(base, over, choices)
