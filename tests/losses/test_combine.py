@@ -18,7 +18,8 @@ from segtrain.losses.combine import SegmentationLoss, shrink
 from segtrain.losses.pixel import CrossEntropy, Focal
 from segtrain.losses.region import Dice, Lovasz
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "loss").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs" / "loss"
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "maskrcnn")  # test_detection.py has that one
 EXPECTED_TERMS = {
     "ce": ["ce"],
     "ohem": ["ohem"],
