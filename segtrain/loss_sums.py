@@ -1,9 +1,13 @@
-"""Loss terms added up where they are computed: reading them each step would make a GPU wait."""
+"""Loss terms added up over steps: at once on the CPU, where reading a number is free, and later on a GPU.
+
+Each rank holds its own share of every step's terms. A checkpoint keeps the sums of all ranks, and writing it changes
+nothing: a resumed run adds in the same order, to the same bits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,14 +15,71 @@ from torch import Tensor
 from segtrain import distributed
 
 FOLDED_AT_ONCE = 64
-"""Steps whose terms are kept before they are added up: one operation for many steps costs as much as for one."""
+"""Steps whose terms a GPU keeps before it adds them up: one operation for many steps costs as much as for one."""
 
 
-class LossSums:
-    """Sums of named loss terms over steps; each rank holds its own share of every step's terms.
+class LossSums(Protocol):
+    """Sums of named loss terms."""
 
-    A step only hands over its tensors. They are added up after every `FOLDED_AT_ONCE` steps and when the sums are
-    taken, never because a checkpoint is written: a resumed run adds in the same order, to the same bits.
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Takes one step's terms, numbers by name; the names are the same at every step."""
+
+    def take(self) -> dict[str, float]:
+        """The mean of each term over the steps since the last call, over all ranks; starts anew."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from `state()`, of either kind of sums; the first rank carries the sums of all."""
+
+
+def loss_sums(device: torch.device) -> LossSums:
+    """Sums at zero of terms that are computed on `device`."""
+    return HostSums() if device.type == "cpu" else DeviceSums(device)
+
+
+class HostSums:
+    """Sums of numbers that lie in the main memory."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        sums = self.sums
+        if not sums:
+            self.sums = sums = dict.fromkeys(terms, 0.0)
+        for name, value in terms.items():
+            sums[name] += float(value)
+        self.steps += 1
+
+    def take(self) -> dict[str, float]:
+        if not self.steps:
+            return {}
+        means = (self._of_all_ranks() / self.steps).tolist()
+        found = dict(sorted(zip(self.sums, means, strict=True)))
+        self.sums, self.steps = {}, 0
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": dict(zip(self.sums, self._of_all_ranks(), strict=True)), "steps": self.steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        share = 1.0 if distributed.is_main() else 0.0
+        pending = state.get("pending", torch.zeros(0, len(state["sums"]))).double().sum(0).tolist()
+        pairs = zip(state["sums"].items(), pending, strict=True)
+        self.sums = {name: share * (float(value) + more) for (name, value), more in pairs}
+        self.steps = state["steps"]
+
+    def _of_all_ranks(self) -> Tensor:
+        return distributed.sum_(torch.tensor(list(self.sums.values()), dtype=torch.float64))
+
+
+class DeviceSums:
+    """Sums of numbers that a device would have to be waited for.
+
+    A step only hands over its tensors. They are added up after every `FOLDED_AT_ONCE` steps, and when sums are taken.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +95,6 @@ class LossSums:
         return self.folded + (len(self.pending) // len(self.names) if self.names else 0)
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Takes one step's terms, numbers by name; the names are the same at every step."""
         names = list(terms)
         if names != self.names:
             assert not self.steps, f"loss terms {names} after {self.names}"
@@ -44,7 +104,6 @@ class LossSums:
             self._fold()
 
     def take(self) -> dict[str, float]:
-        """The mean of each term over the steps since the last call, over all ranks; starts anew."""
         self._fold()
         if not self.folded:
             return {}
@@ -53,24 +112,16 @@ class LossSums:
         return dict(sorted(zip(self.names, means, strict=True)))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the sums of all ranks, and beside them the steps that are yet to be added."""
-        rows = self._rows()
-        if not self.steps:
-            return {"sums": {}, "steps": 0, "pending": rows}
-        sums = distributed.sum_(self.sums.clone())
-        return {
-            "sums": dict(zip(self.names, sums, strict=True)),
-            "steps": self.steps,
-            "pending": distributed.sum_(rows.clone()),
-        }
+        rows, sums = distributed.sum_(self._rows().clone()), distributed.sum_(self.sums.clone())
+        known = dict(zip(self.names, sums, strict=True)) if self.steps else {}
+        return {"sums": known, "steps": self.steps, "pending": rows if self.steps else rows[:, :0]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from `state()`; the first rank carries the sums of all."""
         share = 1.0 if distributed.is_main() else 0.0
         self.names = list(state["sums"])
-        values = [value.to(self.device) * share for value in state["sums"].values()]
-        self.sums = torch.stack(values) if values else torch.zeros(0, device=self.device)
-        rows = state.get("pending", torch.zeros(0, len(values)))  # not in the first checkpoints
+        values = [share * float(value) for value in state["sums"].values()]
+        self.sums = torch.tensor(values, device=self.device)
+        rows = state.get("pending", torch.zeros(0, len(values)))  # sums of the main memory have none
         self.pending = list((rows.to(self.device) * share).flatten().unbind())
         self.folded = state["steps"] - len(rows)
 

@@ -19,7 +19,7 @@ from segtrain.ema import Ema, NoEma
 from segtrain.errors import CheckpointError, Interrupted, ResourceError
 from segtrain.evaluator import evaluate
 from segtrain.finite import FiniteGuard, ScalerGuard
-from segtrain.loss_sums import LossSums
+from segtrain.loss_sums import loss_sums
 from segtrain.micro_batches import MicroBatches, smallest_batch
 from segtrain.models.layers import freeze_batchnorm
 from segtrain.optim.optimizers import load_optimizer
@@ -110,7 +110,7 @@ class Trainer:
         self.validated = False  # whether the model as it is has been
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self.sums = {"window": LossSums(device), "epoch": LossSums(device)}
+        self.sums = {"window": loss_sums(device), "epoch": loss_sums(device)}
         self.flags = torch.zeros((), device=device), torch.ones((), device=device)  # no and yes, as a step's terms are
         self.micro = MicroBatches(smallest=smallest_batch(model, freeze_bn), say=tracker.say)
         self.guard = FiniteGuard(
@@ -214,8 +214,10 @@ class Trainer:
             with self.gradient_sync(number == len(batches) - 1):
                 with self.precision():
                     losses = self.task.losses(network, batch, counts)
-                # DDP averages gradients over ranks; ours are shares of one sum.
-                self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
+                share = losses["loss"]
+                if distributed.world_size() > 1:  # DDP averages gradients over ranks; ours are shares of one sum
+                    share = share * distributed.world_size()
+                self.scaler.scale(share).backward()
             for name, value in losses.items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
         return total
@@ -341,7 +343,9 @@ class Trainer:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast context of this run."""
-        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients once per step, with the last batch's backward."""

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from segtrain.loss_sums import FOLDED_AT_ONCE, LossSums
+from segtrain.loss_sums import FOLDED_AT_ONCE, DeviceSums, HostSums, LossSums, loss_sums
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["host", "device"])
+def make(request: pytest.FixtureRequest) -> Callable[[], LossSums]:
+    """Either kind; the one for GPUs works on the CPU too."""
+    return HostSums if request.param == "host" else lambda: DeviceSums(CPU)
+
+
 STEPS = 2 * FOLDED_AT_ONCE + 7
 
 
@@ -17,8 +27,8 @@ def terms(seed: int) -> dict[str, Tensor]:
     return {"loss": values[0], "ce": values[1]}
 
 
-def test_terms_are_means_over_the_steps_since_they_were_last_taken() -> None:
-    sums = LossSums(CPU)
+def test_terms_are_means_over_the_steps_since_they_were_last_taken(make: Callable[[], LossSums]) -> None:
+    sums = make()
     assert sums.take() == {}
     for value in (1.0, 2.0, 6.0):
         sums.add({"loss": torch.tensor(value), "ce": torch.tensor(-value)})
@@ -26,15 +36,13 @@ def test_terms_are_means_over_the_steps_since_they_were_last_taken() -> None:
     assert sums.take() == {}
     for step in range(STEPS):
         sums.add(terms(step))
-    assert sums.steps == STEPS
     mean = torch.stack([terms(step)["loss"].double() for step in range(STEPS)]).mean().item()
     assert sums.take()["loss"] == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("cut", [0, 1, FOLDED_AT_ONCE - 1, FOLDED_AT_ONCE, STEPS - 1, STEPS])
-def test_saved_and_restored_at_any_step_they_end_in_the_same_bits(cut: int) -> None:
-    whole = LossSums(CPU)
-    first, second = LossSums(CPU), LossSums(CPU)
+def test_saved_and_restored_at_any_step_they_end_in_the_same_bits(make: Callable[[], LossSums], cut: int) -> None:
+    whole, first, second = make(), make(), make()
     for step in range(STEPS):
         whole.add(terms(step))
         if step < cut:
@@ -45,8 +53,8 @@ def test_saved_and_restored_at_any_step_they_end_in_the_same_bits(cut: int) -> N
     assert second.take() == whole.take()
 
 
-def test_saving_changes_nothing_for_the_run_that_goes_on() -> None:
-    watched, alone = LossSums(CPU), LossSums(CPU)
+def test_saving_changes_nothing_for_the_run_that_goes_on(make: Callable[[], LossSums]) -> None:
+    watched, alone = make(), make()
     for step in range(STEPS):
         watched.add(terms(step))
         alone.add(terms(step))
@@ -54,7 +62,22 @@ def test_saving_changes_nothing_for_the_run_that_goes_on() -> None:
     assert watched.take() == alone.take()
 
 
-def test_a_state_of_before_pending_steps_were_kept_still_restores() -> None:
-    sums = LossSums(CPU)
+def test_a_state_of_before_pending_steps_were_kept_still_restores(make: Callable[[], LossSums]) -> None:
+    sums = make()
     sums.restore({"sums": {"loss": torch.tensor(6.0)}, "steps": 3})
     assert sums.take() == {"loss": 2.0}
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_run_may_go_on_on_another_kind_of_device(back: bool) -> None:
+    kinds: list[LossSums] = [HostSums(), DeviceSums(CPU)]
+    first, second = reversed(kinds) if back else kinds
+    for step in range(STEPS):
+        first.add(terms(step))
+    second.restore(first.state())
+    assert second.take() == pytest.approx(first.take(), abs=1e-6)
+
+
+def test_only_the_main_memory_is_read_at_every_step() -> None:
+    assert isinstance(loss_sums(CPU), HostSums)
+    assert isinstance(loss_sums(torch.device("meta")), DeviceSums)
