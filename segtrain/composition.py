@@ -99,6 +99,18 @@ def leaf_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from leaf_keys(value, f"{prefix}{key}.")
 
 
+def chosen(over: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
+    """The config of a command that has no checkpoint to begin with: training's, with these groups and values.
+
+    Composed with the choices, so that a model brings its task along; laid over, it would not.
+
+    Raises:
+        ConfigError: as `lay_over`.
+    """
+    base: Any = OmegaConf.to_container(compose(f"{group}={option}" for group, option in choices.items()), resolve=False)
+    return lay_over(base, over, choices)
+
+
 def lay_over(base: Mapping[str, Any], extra: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
     """A checkpoint's config with other groups (`choices`) and other values (`extra`, nested) laid over it.
 

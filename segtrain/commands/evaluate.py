@@ -10,7 +10,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain import distributed, experiment, signatures
-from segtrain.composition import compose, lay_over
+from segtrain.composition import chosen
 from segtrain.data.images import ImageDataset
 from segtrain.errors import ConfigError
 from segtrain.evaluator import evaluate
@@ -116,8 +116,7 @@ def _segmenter(options: EvaluateOptions) -> tuple[experiment.Segmenter, str]:
             options.checkpoint, over=over, choices=choices, allow_targets=options.allow_targets
         )
         return found, options.checkpoint
-    base: Any = OmegaConf.to_container(compose([]), resolve=False)
-    cfg = lay_over(base, over, choices)
+    cfg = chosen(over, choices)
     cfg.allow_targets = options.allow_targets or []
     segmenter, report = experiment.from_config(cfg, "checkpoint=outputs/train/…/checkpoints/best.pt")
     return segmenter, f"{segmenter.settings.name}, {report}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain import experiment, signatures
-from segtrain.composition import compose, lay_over
+from segtrain.composition import chosen
 from segtrain.errors import ConfigError, DataError, Interrupted
 from segtrain.lock import FolderLock
 from segtrain.prediction.choice import results_of
@@ -238,10 +238,7 @@ def _published(over: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfi
 
     Those are VOC's where pixels have classes, and COCO's where objects are found; others the user says.
     """
-    # Composed with the choices, so that a model brings its task along; laid over, it would not.
-    words = [f"{group}={option}" for group, option in choices.items()]
-    cfg = compose(words if "data" in choices else ["data=voc", *words])
+    cfg = chosen(over, choices if "data" in choices else {**choices, "data": "voc"})
     if "data" not in choices and cfg.task["_target_"] == INSTANCE_TASK:
-        cfg = compose(["data=coco", *words])
-    base: Any = OmegaConf.to_container(cfg, resolve=False)
-    return lay_over(base, over, choices)
+        return chosen(over, {**choices, "data": "coco"})
+    return cfg
