@@ -58,6 +58,7 @@ def from_checkpoint(
     base = {**state["config"], "allow_targets": allow_targets or []}
     cfg = lay_over(base, over or {}, choices or {})
     settings = Settings(cfg)
+    settings.refuse_other_targets()
     fetch_nothing(settings, over or {}, choices or {})
     settings.rider["model"] = ModelOptions(**{**vars(settings.rider["model"]), "weights": "none"})
     model = make_model(settings)[0]
@@ -107,6 +108,7 @@ def from_config(cfg: DictConfig, fix: str) -> tuple[Segmenter, str]:
     settings = Settings(cfg)
     if settings.target("task").name == PanopticTask.name:
         return merged(cfg, settings), "two networks merged"
+    settings.refuse_other_targets()
     weights = settings.rider["model"].weights
     model, report = make_model(settings, load=weights != "imagenet")  # a backbone: not worth a download
     untrained = weights in ("none", "imagenet") or "head new" in report

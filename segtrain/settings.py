@@ -193,7 +193,6 @@ class Settings:
                 expected=f"{classes}: {listed(data['classes'])}",
                 fix="leave model.num_classes alone: it follows data.classes",
             )
-        self._refuse_other_targets()
         monitors = self.target("task").monitors
         if not monitors:
             raise ConfigError(
@@ -202,6 +201,7 @@ class Settings:
                 fix="train model=maskrcnn and a model with one class per pixel, each on its own data; then "
                 "evaluate task=panoptic task.semantic=PATH task.instance=PATH data=…",
             )
+        self.refuse_other_targets()
         if self.monitor not in monitors:
             near = closest(self.monitor, monitors)
             raise ConfigError(
@@ -223,7 +223,7 @@ class Settings:
             )
         self._check_normalize(channels)
 
-    def _refuse_other_targets(self) -> None:
+    def refuse_other_targets(self) -> None:
         """Data must hold what the task learns."""
         if self.rider["data"].group_by_aspect and not hasattr(self.target("data"), "aspect_ratios"):
             raise ConfigError(

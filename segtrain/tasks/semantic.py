@@ -68,6 +68,13 @@ class SemanticTask:
                 expected="an inference that gives every pixel a class",
                 fix="inference=whole, slide or tile",
             )
+        if not hasattr(loss, "counts"):
+            raise ConfigError(
+                f"task=semantic with {type(loss).__name__}, a loss of objects",
+                where="loss",
+                expected="a loss that judges pixels",
+                fix="loss=ce, or another whose terms are of pixels or regions",
+            )
         self.loss = loss
         self.classes = classes
         self.palette = palette
