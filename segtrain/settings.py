@@ -326,7 +326,14 @@ def _resolved(cfg: DictConfig) -> Plain:
         found = (
             "refers to a key that does not exist" if isinstance(error, InterpolationKeyError) else "cannot be resolved"
         )
-        raise ConfigError(f"{key} {found}: {str(error).splitlines()[0]}") from error
+        # Objects keep their images' sizes: their augmentation has no crop for a window to follow.
+        windows = key.startswith("inference.") and "augment.crop_size" in str(error)
+        raise ConfigError(
+            f"{key} {found}: {str(error).splitlines()[0]}",
+            fix="inference=instances finds single objects; inference=slide needs an augment with crop_size"
+            if windows
+            else None,
+        ) from error
 
 
 def _check_literals(cfg: DictConfig) -> None:

@@ -217,6 +217,7 @@ def torchrun(parts: Path, cwd: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo as on Linux")
 def test_two_ranks_learn_and_count_what_one_process_does(
     parts: Path, tmp_path: Path, door: Any, monkeypatch: pytest.MonkeyPatch

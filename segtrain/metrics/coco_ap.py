@@ -111,11 +111,15 @@ class AveragePrecision:
         self.max_detections = list(max_detections)
         self.kinds = ("box", "mask", "boundary") if boundary else ("box", "mask")
         self.images: dict[int, dict[int, ClassInImage]] = {}
-        """By index in the dataset, then by class."""
+        """By the image's number, then by class."""
         self._verdicts: dict[str, Verdict] = {}
 
     def update(self, detections: Detections, truth: Instances, index: int) -> None:
-        """Takes in one image, by its index in the dataset.
+        """Takes in one image.
+
+        Args:
+            detections, truth: in pixels of the image.
+            index: a number of the image's own. Equal scores of two images are ordered by it, as COCO's are by its ids.
 
         Raises:
             ValueError: the image was taken in already, a label is no class, or masks differ in size.

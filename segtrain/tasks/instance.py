@@ -18,6 +18,7 @@ from segtrain.losses.detection import DetectionLoss
 from segtrain.metrics.coco_ap import AveragePrecision
 from segtrain.metrics.objects import JudgedObjects, ObjectMetric
 from segtrain.normalization import Normalization
+from segtrain.object_exports import image_id_of
 from segtrain.object_pictures import object_panel
 from segtrain.tracking import percent
 from segtrain.types import Fraction
@@ -174,7 +175,9 @@ class InstanceMeter:
             truth, index = batch.target[place], int(batch.index[place])
             seen = inference.see(model, [image], [task._lesson(truth)] if self.with_losses else None)
             found = inference.detect(model, seen)[0]
-            self.precision.update(found, truth, index)
+            number = image_id_of(batch.records[place])
+            # Equal scores of two images are told apart by COCO's numbers of images, and so they are here.
+            self.precision.update(found, truth, number if isinstance(number, int) else index)
             for metric in self.extra:
                 metric.update(JudgedObjects(batch.image[place], found, truth, batch.records[place], index))
             if self.with_losses:
