@@ -17,18 +17,22 @@ from segtrain.types import Record
 def coco_results(found: Detections, image_id: int | str, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
     """One image's detections in COCO's results format: boxes as x, y, width, height, masks as run lengths.
 
+    Boxes and the order of scores are those of `found` to the last bit: rounded scores would tie, and COCO's code would
+    sort and score other detections than ours.
+
     Args:
         found: in pixels of the image.
         image_id: the data's number of the image, or its name where it has none.
         category_ids: class index -> the data's number of the category.
     """
-    boxes, scores, labels = found.boxes.cpu().tolist(), found.scores.cpu().tolist(), found.labels.cpu().tolist()
+    boxes, labels = found.boxes.cpu().tolist(), found.labels.cpu().tolist()
+    scores = [float(str(score)) for score in found.scores.cpu().float().numpy()]  # the fewest digits of a float32
     return [
         {
             "image_id": image_id,
             "category_id": category_ids[label],
-            "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(score, 6),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": score,
             "segmentation": mask,
         }
         for (x0, y0, x1, y1), score, label, mask in zip(boxes, scores, labels, encode(found.masks.cpu()), strict=True)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from segtrain.instances import Detections, Instances, boxes_around
+from segtrain.metrics.coco_ap import AveragePrecision
 from segtrain.metrics.objects import JudgedObjects
 from segtrain.object_exports import CocoExport, coco_results, image_id_of
+from segtrain.rle import encode
 from segtrain.types import Record
 
 pytest.importorskip("pycocotools")
 from pycocotools import mask as codec
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 IDS = {1: 18, 2: 90}
 
@@ -39,8 +46,48 @@ def test_what_the_file_says_is_what_was_found() -> None:
     for number, one in enumerate(results):
         assert np.array_equal(codec.decode(one["segmentation"]), detections.masks[number].numpy())
         x0, y0, x1, y1 = detections.boxes[number].tolist()
-        assert one["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.0051)
-        assert one["score"] == pytest.approx(detections.scores[number].item(), abs=5e-7)
+        assert one["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+        assert np.float32(one["score"]) == detections.scores[number].numpy()
+
+
+def test_cocos_code_gives_our_scores_of_the_file_where_all_scores_are_near_one(tmp_path: Path) -> None:
+    """A network that is sure says 0.9999994 and 0.9999996: six decimals would make ties of them."""
+    draw = np.random.default_rng(3)
+    ours = AveragePrecision(classes=["background", "cat"], boundary=False)
+    export, truth = CocoExport(tmp_path / "results.json", {1: 5}), COCO()
+    content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": [{"id": 5}]}
+    for index in range(12):
+        true = torch.zeros(4, 40, 40, dtype=torch.uint8)
+        for number, (top, left) in enumerate(((1, 1), (1, 21), (21, 1), (21, 21))):
+            true[number, top : top + 15, left : left + 15] = 1
+        objects = Instances.of(true, torch.ones(4, dtype=torch.int64))
+        masks = torch.cat([true.roll(int(shift), 1) for shift in draw.integers(0, 5, 3)])
+        scores = torch.tensor(1 - draw.integers(0, 40, 12) * 2.0**-24, dtype=torch.float32)
+        boxes = boxes_around(masks) + torch.tensor(draw.uniform(-2, 2, (12, 4)), dtype=torch.float32)
+        order = torch.argsort(-scores, stable=True)
+        found = Detections(boxes[order], torch.ones(12, dtype=torch.int64), scores[order], masks[order])
+        export.update(
+            JudgedObjects(torch.zeros(40, 40, 3), found, objects, Record(str(index), extra={"id": index}), index)
+        )
+        ours.update(found, objects, index)
+        content["images"].append({"id": index, "height": 40, "width": 40})
+        for box, mask, area in zip(objects.boxes.tolist(), encode(true), objects.area.tolist(), strict=True):
+            entry = {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "segmentation": mask, "area": area}
+            entry |= {"id": len(content["annotations"]) + 1, "image_id": index, "category_id": 5, "iscrowd": 0}
+            content["annotations"].append(entry)
+    export.write()
+    scores_of = ours.compute()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.dataset = {**content, "info": {}}
+        truth.createIndex()
+        for kind, theirs in (("box", "bbox"), ("mask", "segm")):
+            judge = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), theirs)
+            judge.evaluate()
+            judge.accumulate()
+            judge.summarize()
+            names = ("ap", "ap50", "ap75")
+            assert [scores_of[f"{kind}_{name}"] for name in names] == judge.stats[:3].tolist()
+            assert 0.1 < scores_of[f"{kind}_ap"] < 0.9
 
 
 def test_an_image_of_nothing_adds_nothing() -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segtrain.data.images import ImageDataset
-from segtrain.errors import ConfigError
+from segtrain.errors import ConfigError, listed
 from segtrain.metrics.digest import DataDigest
 from segtrain.panoptic_files import PanopticWriter
 from segtrain.scoring.base import ScoringOptions
 from segtrain.segmenter import Segmenter
 from segtrain.tasks.panoptic import JudgedSegments, PanopticMeter
+from segtrain.types import Record
 
 
 class SegmentDigest(DataDigest):
@@ -26,7 +28,10 @@ class SegmentDigest(DataDigest):
 
 
 class PanopticExport:
-    """A `SegmentMetric` that writes each prediction as a PNG, and their list as JSON."""
+    """A `SegmentMetric` that writes each prediction as a PNG, and their list as JSON.
+
+    Files are called as the records are, with their folders: images of several folders often share their files' names.
+    """
 
     def __init__(self, writer: PanopticWriter) -> None:
         self.writer = writer
@@ -34,8 +39,8 @@ class PanopticExport:
     def update(self, judged: JudgedSegments) -> None:
         """Writes one image."""
         record = judged.record
-        name = record.name if record.image is None else record.image.name
-        self.writer.add(judged.prediction, image_id=record.extra["image_id"], image=name)
+        suffix = ".png" if record.image is None else record.image.suffix
+        self.writer.add(judged.prediction, image_id=record.extra["image_id"], image=f"{record.name}{suffix}")
 
     def state(self) -> Any:
         """What this rank wrote."""
@@ -90,6 +95,7 @@ def _export(
             expected="none or coco",
             fix="export=coco writes COCO's panoptic PNGs and their list",
         )
+    refuse_namesakes(dataset.records)
     writer = PanopticWriter(
         folder / "panoptic",
         classes=dataset.classes,
@@ -98,3 +104,15 @@ def _export(
         category_ids=getattr(dataset, "category_ids", None),
     )
     return PanopticExport(writer)
+
+
+def refuse_namesakes(records: Iterable[Record]) -> None:
+    """Raises a ConfigError where the PNG of one image would overwrite that of another."""
+    times = Counter(record.name for record in records)
+    twice = [name for name, count in times.items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"export=coco with several images of one name: {listed(twice)}",
+            expected="names that differ in more than .jpg or .png: the PNGs of segments are called by them",
+            fix="rename the images in the data, or export=none",
+        )

@@ -12,11 +12,15 @@ import torch
 
 from segtrain.data.batches import Loaded
 from segtrain.data.panoptic.files import read_index, read_panoptic
+from segtrain.errors import ConfigError
 from segtrain.experiment import build_dataset, compose
 from segtrain.instances import Detections
 from segtrain.metrics.panoptic import PanopticQuality
-from segtrain.panoptic import Panoptic
-from segtrain.tasks.panoptic import PanopticTask
+from segtrain.panoptic import Panoptic, Segment
+from segtrain.panoptic_files import PanopticWriter
+from segtrain.scoring.panoptic import PanopticExport, refuse_namesakes
+from segtrain.tasks.panoptic import JudgedSegments, PanopticTask
+from segtrain.types import Record
 
 pytest.importorskip("pycocotools")
 
@@ -87,6 +91,28 @@ def test_the_scores_are_those_of_the_exported_files(merged: Any, tmp_path: Path)
     assert metrics["protocol"]["dataset"] == "ShapesPanoptic"
     rows = {line.split()[0] for line in done.out.splitlines() if line}
     assert rows >= {"all", "things", "stuff", *truth.classes}
+
+
+def test_images_of_one_name_in_two_folders_have_files_of_their_own(tmp_path: Path) -> None:
+    writer = PanopticWriter(tmp_path / "found", classes=["sky", "disc"], things=["disc"])
+    export = PanopticExport(writer)
+    for number, name in enumerate(("a/1", "b/1", "b/1.5")):
+        prediction = Panoptic(np.full((2, 3), 7, np.int32), [Segment(7, number % 2, bool(number % 2))])
+        record = Record(name, tmp_path / f"{name}.jpg", extra={"image_id": number})
+        export.update(JudgedSegments(torch.zeros(2, 3, 3), prediction, prediction, record, number))
+    writer.finish()
+    images = json.loads((tmp_path / "found.json").read_text())["images"]
+    assert [one["file_name"] for one in images] == ["a/1.jpg", "b/1.jpg", "b/1.5.jpg"]
+    found = read_back(tmp_path / "found", ["sky", "disc"], ["disc"])
+    assert [found[number].segments[0].category for number in range(3)] == [0, 1, 0]
+    files = sorted(path.relative_to(tmp_path / "found").as_posix() for path in (tmp_path / "found").rglob("*.png"))
+    assert files == ["a/1.png", "b/1.5.png", "b/1.png"]
+
+
+def test_images_that_differ_in_their_suffix_alone_are_refused() -> None:
+    records = [Record(name) for name in ("a/1", "b/1", "a/1")]
+    with pytest.raises(ConfigError, match=r"several images of one name: a/1\n"):
+        refuse_namesakes(records)
 
 
 def test_batches_change_nothing_and_thresholds_do(merged: Any, tmp_path: Path) -> None:
