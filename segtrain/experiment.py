@@ -93,8 +93,7 @@ def build(
     be_deterministic(options.deterministic)
     seed_everything(options.seed)
     tracker.say(environment_line(device, precision, options.seed))
-    model = _network(settings, device, tracker, load=resume is None)
-    refuse_misfits(settings, model, inference)
+    model = _network(settings, device, tracker, inference, load=resume is None)
     train = make_dataset(settings, "train")
     val = make_dataset(settings, settings.rider["data"].val_split, augmented=False)
     use_cache(settings, tracker, train, val)
@@ -133,8 +132,11 @@ def _tracker(folder: Path, tensorboard: bool, resume: Mapping[str, Any] | None) 
     return RunTracker(folder, tensorboard=tensorboard, purge_after=after)
 
 
-def _network(settings: Settings, device: torch.device, tracker: Tracker, *, load: bool) -> nn.Module:
+def _network(
+    settings: Settings, device: torch.device, tracker: Tracker, inference: Any, *, load: bool
+) -> nn.Module:
     model, report = make_model(settings, load)
+    refuse_misfits(settings, model, inference)
     if distributed.world_size() > 1 and device.type == "cuda" and settings.options.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     refuse_batch_of_one(settings, model)

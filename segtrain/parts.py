@@ -160,6 +160,15 @@ def refuse_misfits(settings: Settings, model: nn.Module, inference: ImageInferen
         refuse_judged_margin(settings.augment, int(model.margin))  # type: ignore[arg-type]
     if isinstance(inference, ImageInference | InstanceInference):  # a user's own may be any callable
         inference.check(model)
+    if isinstance(inference, InstanceInference):
+        inference.prepare(model)
+        if settings.options.compile:
+            raise ConfigError(
+                f"trainer.compile=true with {name}",
+                expected="a network whose shapes are the same from step to step: every image has as many proposals "
+                "and objects as it has, and each number would be compiled anew",
+                fix="trainer.compile=false",
+            )
 
 
 def refuse_judged_margin(augment: dict[str, Any], margin: int) -> None:

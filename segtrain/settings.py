@@ -136,7 +136,14 @@ class Settings:
 
     def _check_augment(self) -> None:
         node, where = self.augment, "augment"
-        if self.target("task").name == "semantic" or "crop_size" in node:  # objects may keep their images' sizes
+        if self.target("task").name == "semantic" and node.get("crop_size") is None:
+            raise ConfigError(
+                "task=semantic with an augmentation that has no crop_size",
+                where="augment",
+                expected="images with one class per pixel, brought to one size",
+                fix="augment=basic; or data with one mask per object, and model=maskrcnn with task=instance",
+            )
+        if "crop_size" in node:  # objects may keep their images' sizes
             signatures.check_value(node.get("crop_size"), Size, "augment.crop_size")
         transforms = node.get("transforms")
         if not isinstance(transforms, dict):
@@ -193,6 +200,7 @@ class Settings:
                 expected=f"{classes}: {listed(data['classes'])}",
                 fix="leave model.num_classes alone: it follows data.classes",
             )
+        self._refuse_other_parts()
         monitors = self.target("task").monitors
         if not monitors:
             raise ConfigError(
@@ -222,6 +230,20 @@ class Settings:
                 fix="set data.channels=3, or choose a model of segtrain, as model=fcn_torchvision",
             )
         self._check_normalize(channels)
+
+    def _refuse_other_parts(self) -> None:
+        """Where a task names the kinds of its parts, the config must name such."""
+        task = self.target("task")
+        for part, (kind, fix) in getattr(task, "parts", {}).items():
+            found = self.target(part)
+            if not (isinstance(found, type) and issubclass(found, kind)):
+                name = self.node[part]["_target_"].rsplit(".", 1)[-1]
+                raise ConfigError(
+                    f"task={task.name} with {part}={name}",
+                    where=f"{part}._target_",
+                    expected=f"{part} of the kind that task={task.name} uses",
+                    fix=fix,
+                )
 
     def refuse_other_targets(self) -> None:
         """Data must hold what the task learns."""

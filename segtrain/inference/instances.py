@@ -61,6 +61,12 @@ class InstanceInference:
         self.min_size = min_size
         self.max_size = max_size
 
+    def prepare(self, model: Any) -> None:
+        """Tells the detector how many objects to find."""
+        heads = model.roi_heads
+        heads.score_thresh, heads.nms_thresh = self.score_threshold, self.nms_threshold
+        heads.detections_per_img = self.max_detections
+
     def check(self, model: nn.Module) -> None:
         """Raises a ConfigError for a network that finds no objects, or that normalizes images once more."""
         parts = ("transform", "backbone", "rpn", "roi_heads")
@@ -89,11 +95,9 @@ class InstanceInference:
 
     def detect(self, model: Any, seen: Seen) -> list[Detections]:
         """The objects in each image, in pixels of the image as it came."""
-        heads = model.roi_heads
-        heads.score_thresh, heads.nms_thresh = self.score_threshold, self.nms_threshold
-        heads.detections_per_img = self.max_detections
+        self.prepare(model)
         proposals, _ = model.rpn(seen.images, seen.features)
-        found, _ = heads(seen.features, proposals, seen.images.image_sizes)
+        found, _ = model.roi_heads(seen.features, proposals, seen.images.image_sizes)
         return [
             self._pasted(one, shown, size)
             for one, shown, size in zip(found, seen.images.image_sizes, seen.sizes, strict=True)

@@ -25,7 +25,7 @@ class InstanceScoring:
 
     main = "mask_ap"
     convention = (
-        "left out of the mean where no target has them; AP over IoU 0.50:0.05:0.95, 101 recalls, 100 detections"
+        "left out of the mean where no target has them; AP over IoU 0.50:0.05:0.95, at most 100 detections of a class"
     )
 
     def __init__(self, options: ScoringOptions, segmenter: Segmenter, dataset: ImageDataset[Any], folder: Path) -> None:

@@ -53,6 +53,11 @@ class InstanceTask:
     }
     columns: ClassVar[dict[str, str]] = {"maskAP": "mask_ap", "AP50": "mask_ap50", "boxAP": "box_ap"}
     per_class: ClassVar[tuple[str, ...]] = ("mask_ap_per_class", "box_ap_per_class")
+    parts: ClassVar[dict[str, tuple[type, str]]] = {
+        "loss": (DetectionLoss, "loss=maskrcnn"),
+        "inference": (InstanceInference, "inference=instances"),
+    }
+    """What loss and inference must be, and what to choose."""
 
     def __init__(
         self,
@@ -66,12 +71,10 @@ class InstanceTask:
         boundary_ap: bool = False,
         boundary_ratio: Fraction = 0.02,
     ) -> None:
-        for part, kind, fix in (
-            (loss, DetectionLoss, "loss=maskrcnn"),
-            (inference, InstanceInference, "inference=instances"),
-        ):
+        for name, part in (("loss", loss), ("inference", inference)):
+            kind, fix = self.parts[name]
             if not isinstance(part, kind):
-                raise ConfigError(f"task=instance with {type(part).__name__}", expected=kind.__name__, fix=fix)
+                raise ConfigError(f"task=instance with {name}={type(part).__name__}", fix=fix)
         self.loss = loss
         self.classes = classes
         self.palette = palette
