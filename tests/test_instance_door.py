@@ -230,8 +230,8 @@ def test_an_inference_of_its_own_is_laid_over(scored: Any) -> None:
             [*SMALL, *SHAPES, "trainer.monitor=loss", "trainer.val_loss=false"],
             "trainer.monitor=loss with trainer.val_loss=false|trainer.val_loss=true",
         ),
-        ([*SMALL, *SHAPES, "loss=ce"], "task=instance with SegmentationLoss|loss=maskrcnn"),
-        ([*SMALL, *SHAPES, "inference=whole"], "task=instance with WholeImage|inference=instances"),
+        ([*SMALL, *SHAPES, "loss=ce"], "task=instance with loss=SegmentationLoss|loss=maskrcnn"),
+        ([*SMALL, *SHAPES, "inference=whole"], "task=instance with inference=WholeImage|inference=instances"),
         (
             ["task=instance", "loss=maskrcnn", "inference=instances", "augment=instances", *SHAPES],
             "UNet, which finds no objects|model=maskrcnn",
@@ -258,8 +258,8 @@ def test_parts_that_do_not_fit_are_refused_and_what_fits_is_named(door: Any, wor
         (["data=shapes"], "task=instance with data of the kind semantic: Shapes|shapes_instances"),
         (["data=shapes_panoptic"], "task=instance with data of the kind panoptic|shapes_instances"),
         (["data.classes=[background,bolt,nut]"], "the 3 the model was trained on: background, nut, bolt"),
-        (["inference=whole"], "task=instance with WholeImage|inference=instances"),
-        (["loss=ce"], "task=instance with SegmentationLoss|loss=maskrcnn"),
+        (["inference=whole"], "task=instance with inference=WholeImage|inference=instances"),
+        (["loss=ce"], "task=instance with loss=SegmentationLoss|loss=maskrcnn"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )

@@ -326,10 +326,10 @@ def test_color_changes_reach_the_network(task: InstanceTask) -> None:
 
 def test_parts_of_another_kind_of_task_are_refused_by_name() -> None:
     pixels = SegmentationLoss(terms={"ce": CrossEntropy()})
-    with pytest.raises(ConfigError, match="task=instance with SegmentationLoss") as error:
+    with pytest.raises(ConfigError, match="task=instance with loss=SegmentationLoss") as error:
         task_of(loss=pixels)
     assert error.value.fix == "loss=maskrcnn"
-    with pytest.raises(ConfigError, match="task=instance with WholeImage") as error:
+    with pytest.raises(ConfigError, match="task=instance with inference=WholeImage") as error:
         task_of(inference=WholeImage())
     assert error.value.fix == "inference=instances"
 
