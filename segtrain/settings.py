@@ -6,8 +6,6 @@ wrong key, type or range, or parts that cannot work together, stop a run within 
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from segtrain import signatures
 from segtrain.composition import register_resolvers
 from segtrain.data.loader import LoaderOptions
 from segtrain.errors import ConfigError, closest, listed
+from segtrain.resolving import environment_values, refuse_to_write_down, resolved
 from segtrain.trainer_options import TrainerOptions
 from segtrain.types import NonNegativeFloat, PositiveFloat, Size
 
@@ -85,8 +83,6 @@ OTHER_DATA = {
     "or a model with one class per pixel, such as model=deeplabv3plus",
 }
 """What a task's data hold, and what to choose where others were."""
-WRITTEN_DOWN = ("name", "allow_targets", "data.classes", "model.backbone", "trainer.device", "trainer.monitor")
-"""Keys whose text a run writes into its files and names folders by, so that it must be no secret."""
 
 
 class Settings:
@@ -96,14 +92,14 @@ class Settings:
         register_resolvers()
         self.tree: Any = OmegaConf.to_container(cfg, resolve=False)
         _check_parts(self.tree)
-        self.hidden = _environment_values(self.tree)
+        self.hidden = environment_values(self.tree)
         with self._nothing_told():
             self._check(cfg)
 
     def _check(self, cfg: DictConfig) -> None:
-        plain = _resolved(cfg)
+        plain = resolved(cfg, RUNTIME)
         _check_name_and_packages(plain)
-        _refuse_to_write_down(self.tree, plain, self.hidden)
+        refuse_to_write_down(self.tree, plain, self.hidden)
         self.allow: list[str] = list(plain.get("allow_targets") or [])
         self.node: dict[str, Plain] = {}
         self.rider: dict[str, Any] = {}
@@ -309,66 +305,3 @@ def _check_name_and_packages(plain: Plain) -> None:
         raise ConfigError(
             f"name={plain['name']}", expected="a folder below outputs/", fix="hydra.run.dir=DIR sets the run folder"
         )
-
-
-def _environment_values(tree: Any) -> dict[str, str]:
-    """Value -> name of the environment's variables that a config refers to, the longest value first."""
-    text = str(tree)
-    names = re.findall(r"oc\.env:\s*([A-Za-z_]\w*)\s*[,}]", text)
-    if text.count("oc.env") > len(names):  # a computed or quoted name: it may be any
-        names = list(os.environ)
-    # Shorter values are no secrets, and would be found in every other word.
-    values = {os.environ[name]: name for name in names if len(os.environ.get(name, "")) > 3}
-    return dict(sorted(values.items(), key=lambda item: -len(item[0])))
-
-
-def _refuse_to_write_down(tree: Any, plain: Plain, hidden: dict[str, str]) -> None:
-    for key in WRITTEN_DOWN:
-        raw: Any = tree
-        value: Any = plain
-        for part in key.split("."):
-            raw, value = (level.get(part) if isinstance(level, dict) else None for level in (raw, value))
-        if any(secret in str(value) and secret not in str(raw) for secret in hidden):
-            raise ConfigError(
-                f"{key}={raw} takes its value from the environment",
-                expected="text that may be read in every file of the run",
-                fix=f"write the value itself: {key}=…",
-            )
-
-
-def _resolved(cfg: DictConfig) -> Plain:
-    try:
-        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        _check_literals(cfg)
-        key = getattr(error, "full_key", None) or "config"
-        if isinstance(error, InterpolationToMissingValueError):
-            missing = str(error).split("'")[1].strip("${}") if "'" in str(error) else key
-            raise ConfigError(f"{key} depends on a value that is not set", where=missing, fix=f"set {key}=…") from error
-        found = (
-            "refers to a key that does not exist" if isinstance(error, InterpolationKeyError) else "cannot be resolved"
-        )
-        # Objects keep their images' sizes: their augmentation has no crop for a window to follow.
-        windows = key.startswith("inference.") and "augment.crop_size" in str(error)
-        raise ConfigError(
-            f"{key} {found}: {str(error).splitlines()[0]}",
-            fix="inference=instances finds single objects; inference=slide needs an augment with crop_size"
-            if windows
-            else None,
-        ) from error
-
-
-def _check_literals(cfg: DictConfig) -> None:
-    """A wrong literal, such as data.target=foo, is often why another key cannot be resolved: name it first."""
-    raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    for name in RUNTIME:
-        node = raw.get(name) or {}
-        if isinstance(node.get("_target_"), str) and "${" not in node["_target_"]:
-            known, _ = signatures.parameters(signatures.resolve(node["_target_"], name, raw.get("allow_targets") or []))
-            for key, value in node.items():
-                if (
-                    key in known
-                    and not (isinstance(value, str) and "${" in value)
-                    and not isinstance(value, dict | list)
-                ):
-                    signatures.check_value(value, known[key].annotation, f"{name}.{key}")
