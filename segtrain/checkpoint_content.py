@@ -47,12 +47,23 @@ def refuse_misfitting_content(state: Mapping[str, Any], path: Path) -> None:
         "palette": isinstance(colors, list) and len(colors) == count and all(_is_color(color) for color in colors),
         "class_weights": weights is None
         or (isinstance(weights, torch.Tensor) and weights.is_floating_point() and tuple(weights.shape) == (count,)),
+        "category_ids": "category_ids" not in state or names_each_class(state["category_ids"], count),
     }
     if missing:
         raise _misfit(path, f"it has no {listed(missing)}")
     wrong = [key for key, fits in sound.items() if not fits]
     if wrong:
         raise _misfit(path, f"its {listed(wrong[:1])} has not the form that training writes")
+
+
+def names_each_class(ids: object, count: int | None) -> bool:
+    """Whether `ids` is one publisher's id, unlike the others, for each class but the background."""
+    return (
+        isinstance(ids, dict)
+        and all(type(number) is int for pair in ids.items() for number in pair)
+        and set(ids) == set(range(1, count or 0))
+        and len(set(ids.values())) == len(ids)
+    )
 
 
 def fetch_nothing(settings: Settings, over: Mapping[str, Any], choices: Mapping[str, str]) -> None:

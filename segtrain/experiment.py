@@ -21,10 +21,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from segtrain import __version__, distributed
+from segtrain.checkpoint_content import names_each_class
 from segtrain.composition import compose, run_id
 from segtrain.data.images import ImageDataset
 from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
 from segtrain.device import amp_dtype, be_deterministic, memory_format, pick_device
+from segtrain.errors import ConfigError
 from segtrain.introduction import environment_line, say_data, say_model, say_plan
 from segtrain.parts import (
     make_class_weights,
@@ -40,6 +42,7 @@ from segtrain.rng import seed_everything
 from segtrain.segmenter import Segmenter
 from segtrain.segmenters import from_checkpoint, from_config
 from segtrain.settings import Plain, Settings
+from segtrain.tasks.instance import InstanceTask
 from segtrain.tracking import RunTracker, Tracker
 from segtrain.trainer import Trainer
 
@@ -132,9 +135,7 @@ def _tracker(folder: Path, tensorboard: bool, resume: Mapping[str, Any] | None) 
     return RunTracker(folder, tensorboard=tensorboard, purge_after=after)
 
 
-def _network(
-    settings: Settings, device: torch.device, tracker: Tracker, inference: Any, *, load: bool
-) -> nn.Module:
+def _network(settings: Settings, device: torch.device, tracker: Tracker, inference: Any, *, load: bool) -> nn.Module:
     model, report = make_model(settings, load)
     refuse_misfits(settings, model, inference)
     if distributed.world_size() > 1 and device.type == "cuda" and settings.options.sync_bn:
@@ -171,7 +172,22 @@ def _about(settings: Settings, dataset: ImageDataset[Any], task_name: str) -> Pl
         "label_map": settings.node["data"].get("label_map"),
         "normalize": settings.rider["model"].normalize,
         "versions": versions(),
+        **_category_ids(dataset),
     }
+
+
+def _category_ids(dataset: ImageDataset[Any]) -> Plain:
+    """The publisher's ids of classes of objects, by which results name them; of pixels nobody asks for them."""
+    if getattr(dataset, "task", "") != InstanceTask.name or not hasattr(dataset, "category_ids"):
+        return {}
+    ids = {int(index): int(number) for index, number in dataset.category_ids.items()}
+    if not names_each_class(ids, len(dataset.classes)):
+        raise ConfigError(
+            f"{type(dataset).__name__}.category_ids is {ids}",
+            where="data",
+            expected=f"a number of its own for each of the classes 1 to {len(dataset.classes) - 1}",
+        )
+    return {"category_ids": ids}
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,12 @@ from segtrain.settings import Settings
 
 @dataclass
 class Segmenter:
-    """A trained model with all that is needed to use it: no dataset, no config files."""
+    """A trained model with all that is needed to use it: no dataset, no config files.
+
+    Attributes:
+        category_ids: class index -> the id that the publisher of the training data knows the class by; None: nobody
+            wrote it down, as in older checkpoints, or classes are of pixels.
+    """
 
     model: nn.Module
     task: Any
@@ -31,6 +36,7 @@ class Segmenter:
     settings: Settings
     device: torch.device
     amp: torch.dtype | None
+    category_ids: dict[int, int] | None = None
 
     def predict(self, image: np.ndarray) -> Any:
         """Image (H, W, C) uint8 RGB, or float32 in [0, 255] -> what the network says of it, in the main memory.

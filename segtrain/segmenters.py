@@ -58,6 +58,7 @@ def from_checkpoint(
     base = {**state["config"], "allow_targets": allow_targets or []}
     cfg = lay_over(base, over or {}, choices or {})
     settings = Settings(cfg)
+    _refuse_merging(settings, file)
     settings.refuse_other_targets()
     fetch_nothing(settings, over or {}, choices or {})
     settings.rider["model"] = ModelOptions(**{**vars(settings.rider["model"]), "weights": "none"})
@@ -73,7 +74,18 @@ def from_checkpoint(
             fix="drop the overrides of model.* and data.classes",
         ) from error
     class_weights = _class_weights(settings, state)
-    return segmenter(cfg, settings, model, state["classes"], state["palette"], class_weights)
+    return segmenter(cfg, settings, model, state["classes"], state["palette"], class_weights, state.get("category_ids"))
+
+
+def _refuse_merging(settings: Settings, path: Path) -> None:
+    if settings.target("task").name == PanopticTask.name:
+        raise ConfigError(
+            "task=panoptic with checkpoint=",
+            where=path,
+            expected="two checkpoints, which the task itself names: task.semantic= and task.instance=",
+            fix="leave checkpoint= out: task=panoptic task.semantic=PATH task.instance=PATH data=coco_panoptic, "
+            "cityscapes_panoptic or shapes_panoptic",
+        )
 
 
 def _class_weights(settings: Settings, state: Mapping[str, Any]) -> torch.Tensor | None:
@@ -185,6 +197,7 @@ def segmenter(
     classes: list[str],
     palette: list[list[int]],
     class_weights: torch.Tensor | None = None,
+    category_ids: dict[int, int] | None = None,
 ) -> Segmenter:
     """Puts a model with its weights on its device, with everything around it."""
     device = pick_device(settings.options.device)
@@ -203,4 +216,5 @@ def segmenter(
         settings=settings,
         device=device,
         amp=amp_dtype(settings.options.amp, device),
+        category_ids=category_ids,
     )

@@ -191,6 +191,17 @@ def test_exported_results_are_scored_the_same_by_cocos_own_code(
     assert [(one.name, one.value, one.higher_is_better) for one in given] == [("mask_ap", metrics["mask_ap"], True)]
 
 
+def test_predict_names_categories_as_the_file_that_the_network_was_trained_on(door: Any, own_run: Path) -> None:
+    best = own_run / "run" / "checkpoints" / "best.pt"
+    assert load(best)["category_ids"] == {1: 7, 2: 3}
+    words = ["inference.score_threshold=0", "output=found", "hydra.run.dir=predicted"]
+    done = door("predict", f"checkpoint={best}", f"input={own_run}/own/val", *words)
+    assert done.code == 0, done.err
+    content = json.loads(Path("found/coco_results.json").read_text())
+    assert {one["category_id"] for one in content} <= {7, 3}
+    assert content
+
+
 def test_full_scores_have_boundaries_and_a_report_is_written(scored: Any, tmp_path: Path, monkeypatch: Any) -> None:
     near_truth(monkeypatch)
     plain, full = scored(), scored("scores=full", folder="full")
@@ -260,6 +271,9 @@ def test_parts_that_do_not_fit_are_refused_and_what_fits_is_named(door: Any, wor
         (["data.classes=[background,bolt,nut]"], "the 3 the model was trained on: background, nut, bolt"),
         (["inference=whole"], "task=instance with inference=WholeImage|inference=instances"),
         (["loss=ce"], "task=instance with loss=SegmentationLoss|loss=maskrcnn"),
+        (["task=panoptic"], "task=panoptic with checkpoint=|task.semantic=PATH task.instance=PATH"),
+        (["task=panoptic", "data=shapes_panoptic"], "task=panoptic with checkpoint=|task.semantic=PATH"),
+        (["data=coco_semantic"], "task=instance with data of the kind semantic: CocoSemantic|data=coco"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )

@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from segtrain.checkpoint import load, save
 from segtrain.commands.predict import _published
 from segtrain.data.coco.instances import Coco
 from segtrain.data.reading import read_image
+from segtrain.errors import CheckpointError
 from segtrain.experiment import build, compose, from_checkpoint
 from segtrain.instances import Detections
 from segtrain.prediction.collected import image_ids
@@ -249,6 +251,35 @@ def test_categories_of_coco_have_cocos_ids_and_others_their_index() -> None:
     assert category_ids(_with(object, coco))[80] == 80
 
 
+def test_results_name_classes_as_the_training_data_did(door: Any, detector: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    state, named = load(detector), {}
+    for key, ids in {"own": {1: 11, 2: 5, 3: 90, 4: 2}, "older": None}.items():
+        state["category_ids"] = ids
+        if ids is None:
+            del state["category_ids"]  # as checkpoints were before
+        save(tmp_path / f"{key}.pt", state)
+        done = door("predict", f"checkpoint={key}.pt", "input=a.png", f"output={key}", f"hydra.run.dir=run_{key}")
+        assert done.code == 0, done.err
+        named[key] = [entry["category_id"] for entry in read(tmp_path / key / "coco_results.json")]
+    own = {1: 11, 2: 5, 3: 90, 4: 2}
+    assert named["own"] == [own[index] for index in named["older"]]
+    assert len(set(named["older"])) > 1, "a test of one class would show little"
+
+
+WRONG_PAIRS = [(4, 3), ("4", 4), (4, "4"), (4, True), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [None, [], {1: 1, 2: 2, 3: 3}, *({1: 1, 2: 2, 3: 3, key: value} for key, value in WRONG_PAIRS)],
+)
+def test_ids_of_categories_that_training_never_writes_are_refused(detector: Path, tmp_path: Path, ids: Any) -> None:
+    save(tmp_path / "other.pt", {**load(detector), "category_ids": ids})
+    with pytest.raises(CheckpointError, match="its category_ids has not the form that training writes"):
+        from_checkpoint(tmp_path / "other.pt")
+
+
 def test_published_detectors_know_cocos_classes_and_published_networks_of_pixels_vocs() -> None:
     objects = _published({"model": {"backbone": "resnet50"}}, {"model": "maskrcnn"})
     assert (objects.name, len(objects.data.classes), objects.data.classes[1]) == ("coco_maskrcnn", 81, "person")
@@ -259,7 +290,7 @@ def test_published_detectors_know_cocos_classes_and_published_networks_of_pixels
 
 
 def _with(kind: type, classes: list[str]) -> Any:
-    return SimpleNamespace(settings=SimpleNamespace(target=lambda name: kind), classes=classes)
+    return SimpleNamespace(settings=SimpleNamespace(target=lambda name: kind), classes=classes, category_ids=None)
 
 
 # --- going on ----------------------------------------------------------------------------------------------------

@@ -155,10 +155,13 @@ class ObjectResults:
 
 
 def category_ids(segmenter: Segmenter) -> dict[int, int]:
-    """Class index -> the id that results name the class by: COCO's own where the config's data are COCO's.
+    """Class index -> the id that results name the class by: that of the training data's publisher.
 
-    Those are 1 to 90 with gaps, as torchvision lists them. Other classes are named by their index.
+    Published weights and older checkpoints do not tell it. Of them, classes have COCO's own ids where the config's
+    data are COCO's, which are 1 to 90 with gaps as torchvision lists them, and others their index.
     """
+    if segmenter.category_ids is not None:
+        return segmenter.category_ids
     kind = segmenter.settings.target("data")
     if isinstance(kind, type) and issubclass(kind, Coco):
         published = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
