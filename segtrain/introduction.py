@@ -111,10 +111,16 @@ def _say_objects(tracker: Tracker, settings: Settings, train: InstanceDataset, v
     common = sorted(zip(train.classes[1:], counted.objects[1:].tolist(), strict=True), key=lambda pair: -pair[1])
     named = listed([f"{name} {count}" for name, count in common if count], 12) or "none"
     empty = f"; {counted.empty} images without any" if counted.empty else ""
+    empty += f", {counted.crowded} of them with groups (iscrowd) alone" if counted.crowded else ""
     tracker.say(f"           objects {named}{empty}")
     unseen = [name for name, count in common if count == 0]
     if unseen and counted.images == counted.of:
         tracker.say(f"           warning: no training object is {listed(unseen)}: the model cannot learn it")
+    if not checked.objects.any() and checked.images == checked.of:
+        tracker.say(
+            "           warning: no object of the validation images can be scored: "
+            "box_ap and mask_ap have nothing to count"
+        )
 
 
 def _warn_of_shared_images(tracker: Tracker, train: ImageDataset[Any], val: ImageDataset[Any]) -> None:

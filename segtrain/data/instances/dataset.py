@@ -31,9 +31,11 @@ class InstanceDataset(ImageDataset[Instances]):
     """
 
     task: ClassVar[str] = "instance"
+    classes_in_files: ClassVar[bool] = False
+    """The files name their classes: then what reads them refuses other `classes`, and says which they have."""
 
     def __init__(self, *, classes: list[str], **shared: Any) -> None:
-        if not classes or classes[0] != "background":
+        if not self.classes_in_files and (not classes or classes[0] != "background"):
             raise ConfigError(
                 f"data.classes begins with {classes[0] if classes else 'nothing'}",
                 where="data.classes",
@@ -61,6 +63,10 @@ class InstanceDataset(ImageDataset[Instances]):
         """The objects of each class in one sample, crowds left out: (C,) int64; no image is read."""
         found = self.read_objects(self.records[index])
         return np.bincount(found.labels[~found.crowd].numpy(), minlength=len(self.classes))
+
+    def count_crowds(self, index: int) -> int:
+        """The groups that nobody took apart in one sample; no image is read."""
+        return int(self.read_objects(self.records[index]).crowd.sum())
 
     @abstractmethod
     def read_objects(self, record: Record) -> Instances:

@@ -18,13 +18,15 @@ from segtrain.types import PositiveInt
 class ObjectScan:
     """What `images` of the dataset's `of` samples hold.
 
-    `objects` (C,) int64 per class without crowds; `empty` is the number of images without one.
+    `objects` (C,) int64 per class without crowds; `empty` is the number of images without one, of which `crowded`
+    have crowds.
     """
 
     images: int
     of: int
     objects: np.ndarray
     empty: int
+    crowded: int
 
 
 def scan_objects(dataset: InstanceDataset, limit: PositiveInt | None = None, threads: PositiveInt = 4) -> ObjectScan:
@@ -51,4 +53,6 @@ def scan_objects(dataset: InstanceDataset, limit: PositiveInt | None = None, thr
     if errors:
         raise together(errors, len(indices), "images' objects")
     table = np.stack([count for count in found if not isinstance(count, DataError)])
-    return ObjectScan(len(indices), len(dataset), table.sum(0), int((table.sum(1) == 0).sum()))
+    empty = [index for index, objects in zip(indices, table.sum(1), strict=True) if objects == 0]
+    crowded = sum(dataset.count_crowds(index) > 0 for index in empty)
+    return ObjectScan(len(indices), len(dataset), table.sum(0), len(empty), crowded)
