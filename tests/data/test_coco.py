@@ -80,7 +80,7 @@ def test_masks_are_those_of_pycocotools_in_every_form(coco: Make) -> None:
         6: {"size": SIZE, "counts": RUNS},
         8: {"size": SIZE, "counts": rle["counts"].decode()},
     }
-    dataset = train(coco(*(annotation(number, segmentation=form) for number, form in forms.items())))
+    dataset = train(coco(*(annotation(number, segmentation=form, bbox=...) for number, form in forms.items())))
     found = dataset[2][1]
     assert found.ids.tolist() == list(forms)
     for mask, form in zip(found.masks, forms.values(), strict=True):
@@ -96,16 +96,17 @@ def test_fields_are_the_files_and_boxes_end_at_the_image(coco: Make) -> None:
         annotation(5, bbox=[-4.5, 3, 40, 30.5], area=12.25),
         annotation(6, category_id=17, iscrowd=1, segmentation=crowd, image_id=9),
         annotation(2**40, image_id=9, iscrowd=...),
+        annotation(8, image_id=9, iscrowd=None),
     )
     dataset = train(root)
     last, first = dataset[2][1], dataset[0][1]
     assert last.boxes.tolist() == [[0, 3, WIDTH, HEIGHT]]
     assert last.boxes.dtype == torch.float32
     assert (last.area.tolist(), last.area.dtype) == ([12.25], torch.float64)
-    assert (first.ids.tolist(), first.labels.tolist()) == ([6, 2**40], [1, 3]), "by name, not by category id"
-    assert first.crowd.tolist() == [True, False]
+    assert (first.ids.tolist(), first.labels.tolist()) == ([6, 2**40, 8], [1, 3, 3]), "by name, not by category id"
+    assert first.crowd.tolist() == [True, False, False]
     assert first.boxes[1].tolist() == [2, 2, 12.5, 9.25]
-    assert dataset.category_ids == {1: 17, 3: 18}
+    assert dataset.category_ids == {1: 17, 2: 19, 3: 18}, "a class that the file has not is none of its categories"
 
 
 def test_images_are_in_the_files_order_and_those_without_objects_stay(coco: Make) -> None:
@@ -144,7 +145,7 @@ def test_a_file_of_another_class_list_gives_the_line_to_paste(coco: Make) -> Non
     assert caught.value.where == str(root / FILE)
     line = str(caught.value.fix).removeprefix("set '").removesuffix("'")
     config = compose(["data=coco", f"data.root={root}", line])
-    assert config.data.classes == [*CLASSES, 'a "b", c', "on"]
+    assert config.data.classes == ["background", 'a "b", c', "on", "dog"], "the file's names and no others"
     assert train(root, classes=list(config.data.classes))[2][1].labels.tolist() == [3]
 
 
@@ -180,7 +181,9 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"bbox": [31, 5, 3, 4]}, "box without area", "of 30x20"),
     ({"bbox": [5, 5, 3]}, "lack a field", "bbox is [5, 5, 3]"),
     ({"bbox": [5, 5, 3, float("nan")]}, "lack a field", "bbox is"),
-    ({"area": ...}, "lack a field", "area is missing"),
+    ({"id": "2"}, "lack a field", 'id is "2"'),
+    ({"image_id": 7.5}, "lack a field", "image_id is 7.5"),
+    ({"bbox": "1 2 3 4"}, "lack a field", 'bbox is "1 2 3 4"'),
     ({"area": -1}, "lack a field", "area is -1"),
     ({"iscrowd": 2}, "lack a field", "iscrowd is 2"),
     ({"category_id": "dog"}, "lack a field", 'category_id is "dog"'),
@@ -205,7 +208,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"image_id": 8}, "images that the file does not list", "image_id 8"),
     ({"category_id": 5}, "categories that the file does not list", "category_id 5"),
     ({"id": 1}, "have the id of another", "annotation 1"),
+    ({"bbox": [20, 2, 10.5, 7.25]}, "have a box that does not hold their mask", "is [2.0, 2.0, 10.5, 7.25]"),
+    ({"bbox": [2, 2, 3, 7.25]}, "have a box that does not hold their mask", "box [2.0, 2.0, 3.0, 7.25]"),
+    ({"segmentation": {"size": SIZE, "counts": RUNS}, "bbox": [20, 9, 9, 9]}, "does not hold their mask", "[20.0, 9.0"),
 ]
+NAMED: dict[object, object] = {1: 1, "2": "without id"}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +224,7 @@ def test_a_faulty_annotation_is_named_or_dropped(coco: Make, changes: dict[str, 
         train(root)
     where = str(caught.value.where)
     assert where.startswith(str(root / FILE))
-    assert f"annotation {changes.get('id', 2)}: " in where
+    assert f"annotation {NAMED.get(changes.get('id'), 2)}: " in where
     assert told in where
     assert "data.on_bad_annotation=drop" in str(caught.value.fix)
     dataset = train(root, on_bad_annotation="drop")
@@ -249,7 +256,7 @@ def test_whether_a_mask_is_empty_is_as_pycocotools_draws_it(coco: Make) -> None:
             np.round(around + draws.uniform(-spread, spread, (draws.integers(3, 7), 2)), 2).ravel().tolist()
         )
     drawn = {number: codec.area(codec.frPyObjects([points], *SIZE))[0] for number, points in enumerate(polygons)}
-    full = [1, 1, 20, 15]
+    full = [0, 0, WIDTH, HEIGHT]
     root = coco(*(annotation(n, segmentation=[points], bbox=full) for n, points in enumerate(polygons)))
     dataset = train(root, on_bad_annotation="drop")
     kept = [number for number, area in drawn.items() if area > 0]
@@ -278,7 +285,7 @@ def test_images_that_are_not_there_are_named_together(coco: Make) -> None:
     root = coco(annotation(1))
     for number in (9, 3):
         (root / f"train2017/{number:012d}.jpg").unlink()
-    with pytest.raises(DataError, match="2 of 6 files of split 'train' are missing") as caught:
+    with pytest.raises(DataError, match="2 of 3 files of split 'train' are missing") as caught:
         train(root)
     assert "000000000003.jpg" in str(caught.value.where)
     assert "cocodataset.org" in str(caught.value.fix)

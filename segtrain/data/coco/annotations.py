@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, filterfalse
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.data.coco.categories import labels_of
+from segtrain.data.coco.boxes import corners, measured, misplaced
+from segtrain.data.coco.categories import ids_of, labels_of
 from segtrain.data.coco.faults import Found, OnBad, settle
 from segtrain.data.coco.outlines import Outlines
 from segtrain.data.coco.reading import Annotation, CocoFile, Fault
@@ -38,8 +41,10 @@ class Annotations:
 
     Attributes:
         sizes: (I, 2) height and width of the images; their rows are what the methods go by.
-        category_ids: class index -> the file's category id, for classes that the file has.
+        category_ids: class index -> the file's category id, of all but the background; classes that the file has not
+            are numbered on from its greatest id.
         dropped: what is wrong with annotations -> how many were left out for it.
+        mended: what other annotations lacked and what they have in its place -> of how many.
     """
 
     def __init__(
@@ -53,43 +58,68 @@ class Annotations:
     ) -> None:
         self.path = path
         self.num_classes = len(classes)
-        labels = labels_of(path, content.categories, content.annotations, classes, named)
-        self.category_ids = {label: category for category, label in labels.items()}
+        self.mended: Counter[str] = Counter()
+        annotations = self._without_parts(content.annotations) if on_bad == "drop" else content.annotations
+        labels = labels_of(path, content.categories, annotations, classes, named)
+        self.category_ids = ids_of(labels, content.categories, len(classes))
         self.sizes = np.array([(image.height, image.width) for image in content.images], np.int64).reshape(-1, 2)
         rows = {image.id: row for row, image in enumerate(content.images)}
         categories = {category.id for category in content.categories}
         found: list[Found] = []
         kept = []
-        for annotation, fault in _judged(content.annotations, rows, self.sizes.tolist(), categories):
+        for annotation, fault in _judged(annotations, rows, self.sizes.tolist(), categories):
             if fault is not None:
                 found.append((annotation, fault))
             elif annotation.category in labels:
                 kept.append(annotation)
         kept.sort(key=lambda annotation: rows[annotation.image])
         found += self._pack(kept, np.array([rows[annotation.image] for annotation in kept], np.int64), labels)
-        self.dropped = settle(found, len(content.annotations), path, on_bad)
+        self.dropped = settle(found, len(annotations), path, on_bad)
+
+    def _without_parts(self, annotations: list[Annotation]) -> list[Annotation]:
+        """Those whose only fault is a polygon that is none go on without it."""
+        parts = [number for number, entry in enumerate(annotations) if entry.fault and entry.fault.kind == "part"]
+        if parts:
+            annotations = list(annotations)
+            for number in parts:
+                annotations[number] = annotations[number]._replace(fault=None)
+            self.mended["had polygons of less than three points, which are left out"] = len(parts)
+        return annotations
 
     def _pack(self, kept: list[Annotation], rows: np.ndarray, labels: Mapping[int, int]) -> list[Found]:
-        """Fills the arrays; what is kept and covers no pixel is left out and told."""
+        """Fills the arrays; what is kept, and covers no pixel or has another's box, is left out and told."""
         outlines = Outlines([annotation.outline for annotation in kept])
-        empty = [
-            number
-            for number in outlines.doubtful(self.sizes[rows])
-            if coco_mask().area(self._rle(outlines, number, rows[number], kept[number].id)) == 0
-        ]
-        if empty:
-            found = [(kept[number], Fault("empty", "its mask is empty")) for number in empty]
-            left = np.delete(np.arange(len(kept)), empty)
-            self._pack([kept[number] for number in left], rows[left], labels)
-            return found
+        sizes = self.sizes[rows]
+
+        def drawn(number: int) -> Rle:
+            return self._rle(outlines, number, rows[number], kept[number].id)
+
+        empty = [number for number in outlines.doubtful(sizes) if coco_mask().area(drawn(number)) == 0]
+        wrong = [(number, Fault("empty", "its mask is empty")) for number in empty]
+        if not wrong:
+            boxes, areas = measured(kept, drawn)
+            wrong = misplaced(kept, outlines, boxes, sizes, drawn)
+        if wrong:
+            left = np.delete(np.arange(len(kept)), [number for number, _ in wrong])
+            found = [(kept[number], fault) for number, fault in wrong]
+            return found + self._pack([kept[number] for number in left], rows[left], labels)
         self.outlines = outlines
         self.first = np.searchsorted(rows, np.arange(len(self.sizes) + 1))
-        self.ids = np.array([annotation.id for annotation in kept], np.int64)
+        self.ids = self._numbered(kept)
         self.labels = np.array([labels[annotation.category] for annotation in kept], np.uint8)
         self.crowd = np.array([annotation.crowd for annotation in kept], bool)
-        self.area = np.array([annotation.area for annotation in kept], np.float64)
-        self.boxes = _clipped(np.array([annotation.box for annotation in kept], float), self.sizes[rows])
+        self.area = areas
+        self.boxes = corners(boxes, sizes).astype(np.float32)
+        self.mended["had no bbox: it is drawn around the mask"] = sum(not annotation.box for annotation in kept)
+        self.mended["had no area: it is the mask's"] = sum(annotation.area is None for annotation in kept)
         return []
+
+    def _numbered(self, kept: list[Annotation]) -> np.ndarray:
+        """Ids (N,) int64; those without one get numbers from 1 on that no other has."""
+        taken = {annotation.id for annotation in kept}
+        free = filterfalse(taken.__contains__, count(1))  # COCO's own code takes 0 for no object
+        self.mended["had no id: they are numbered"] = sum(annotation.id is None for annotation in kept)
+        return np.array([next(free) if annotation.id is None else annotation.id for annotation in kept], np.int64)
 
     def instances(self, row: int) -> Instances:
         """The objects of the image in that row."""
@@ -135,7 +165,7 @@ def _judged(
     seen: set[int] = set()
     for annotation in annotations:
         fault = annotation.fault
-        if fault is None and annotation.id in seen:
+        if fault is None and annotation.id is not None and annotation.id in seen:
             fault = Fault("id", f"of image {annotation.image}")
         elif fault is None and annotation.image not in rows:
             fault = Fault("image", f"image_id {annotation.image}")
@@ -150,18 +180,13 @@ def _judged(
 
 def _misfit(annotation: Annotation, height: int, width: int) -> Fault | None:
     """What does not fit the image."""
-    x, y, box_width, box_height = annotation.box
     size = annotation.outline.size
     if size is not None and size != (height, width):
         return Fault("size", f"of {size[1]}x{size[0]}, image {annotation.image} is {width}x{height} (width x height)")
+    if not annotation.box:
+        return None
+    x, y, box_width, box_height = annotation.box
     across, down = min(x + box_width, width) - max(x, 0), min(y + box_height, height) - max(y, 0)
     if min(across, down) < _THINNEST:
         return Fault("box", f"box {list(annotation.box)} in image {annotation.image} of {width}x{height}")
     return None
-
-
-def _clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes (N, 4) x, y, width, height -> float32 x0, y0, x1, y1 inside images of sizes (N, 2) height, width."""
-    boxes = boxes.reshape(-1, 4)
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    return np.clip(corners, 0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)

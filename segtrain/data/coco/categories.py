@@ -6,10 +6,13 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 from segtrain.data.coco.reading import Annotation, Category
 from segtrain.errors import ConfigError, DataError, listed
+
+BACKGROUND = "background"
 
 
 def labels_of(
@@ -29,38 +32,65 @@ def labels_of(
         DataError: categories are not among the classes.
         ConfigError: the classes do not begin with the background, or two are one.
     """
-    _refuse_classes(classes)
-    index = {name: number for number, name in enumerate(classes) if number}
     if named is not None:
-        return _renamed(path, categories, index, named)
+        _refuse_classes(classes, path, classes)
+        return _renamed(path, categories, classes, named)
     used = {annotation.category for annotation in annotations if annotation.fault is None}
     groups = {category.group for category in categories}
-    # A category without objects that is the group of others, as Roboflow writes one, is no class of its own.
+    # A category without objects that is the group of others, as Roboflow writes one, or the background, which labelme
+    # writes as _background_, is no class of its own.
     own = [category for category in categories if category.id in used or category.name not in groups]
-    own = [category for category in own if category.id in used or category.name != classes[0]]
-    if any(category.name == classes[0] for category in own):
+    own = sorted(category for category in own if category.id in used or not _is_background(category.name))
+    behind = next((category.name for category in own if _is_background(category.name)), None)
+    if behind is not None:
         raise DataError(
-            f"the file has objects of a category '{classes[0]}'",
+            f"the file has objects of a category '{behind}'",
             where=path,
             expected="objects of things; what is no object is the background",
             fix="take that category and its annotations out of the file",
         )
-    lacking = [category.name for category in sorted(own) if category.name not in index]
-    if lacking:
-        theirs = [category.name for category in sorted(own)]
-        kept = list(classes[1:]) if set(classes[1:]) & set(theirs) else []
-        raise DataError(
-            f"{len(lacking)} of {len(own)} categories are not in data.classes: {listed(lacking)}",
-            where=path,
-            expected="every category of the file to be a class of that name; the first class is the background",
-            fix=classes_to_paste([*kept, *lacking]),
-        )
-    return {category.id: index[category.name] for category in own}
+    names = [category.name for category in own]
+    _refuse_classes(classes, path, names)
+    _refuse_unknown(classes, path, names)
+    return {category.id: list(classes).index(category.name) for category in own}
+
+
+def ids_of(labels: Mapping[int, int], categories: Sequence[Category], num_classes: int) -> dict[int, int]:
+    """Class index -> category id, of all classes but the background.
+
+    A class that this file has not, as another split's may, is numbered on from the greatest id of the file, so that
+    results which name it are of no category that the file has.
+    """
+    known = {label: category for category, label in labels.items()}
+    free = count(max([0, *(category.id for category in categories)]) + 1)
+    return {label: known[label] if label in known else next(free) for label in range(1, num_classes)}
+
+
+def _is_background(name: str) -> bool:
+    return name.strip("_ ").lower() == BACKGROUND
+
+
+def _refuse_unknown(classes: Sequence[str], path: Path, names: Sequence[str]) -> None:
+    lacking = [name for name in names if name not in classes]
+    if not lacking:
+        return
+    cased = {name.lower(): name for name in classes if name not in names}
+    twins = [
+        f"'{cased[name.lower()]}' in data.classes, '{name}' in the file" for name in lacking if name.lower() in cased
+    ]
+    raise DataError(
+        f"{len(lacking)} of {len(names)} categories are not in data.classes: {listed(lacking)}"
+        + (f"; only the case differs: {listed(twins)}" if twins else ""),
+        where=path,
+        expected="every category of the file to be a class of that name; the first class is the background",
+        fix=classes_to_paste(names),
+    )
 
 
 def _renamed(
-    path: Path, categories: Sequence[Category], index: Mapping[str, int], named: Mapping[str, str]
+    path: Path, categories: Sequence[Category], classes: Sequence[str], named: Mapping[str, str]
 ) -> dict[int, int]:
+    index = {name: number for number, name in enumerate(classes) if number}
     unknown = [name for name in named.values() if name not in index]
     if unknown:
         raise ConfigError(
@@ -76,19 +106,20 @@ def _renamed(
     return {category.id: index[named[category.name]] for category in categories if category.name in named}
 
 
-def _refuse_classes(classes: Sequence[str]) -> None:
-    if not classes or classes[0] != "background":
+def _refuse_classes(classes: Sequence[str], path: Path, names: Sequence[str]) -> None:
+    if not classes or classes[0] != BACKGROUND:
         raise ConfigError(
             f"data.classes begins with {classes[0]!r}" if classes else "data.classes is empty",
+            where=path,
             expected="the background first, which no category of the file is",
-            fix=classes_to_paste(classes),
+            fix=classes_to_paste([name for name in names if name != BACKGROUND]),
         )
     twice = [name for name, times in Counter(classes).items() if times > 1]
     if twice:
-        raise ConfigError(f"data.classes names {listed(twice)} twice", expected="each class once")
+        raise ConfigError(f"data.classes names {listed(twice)} twice", where=path, expected="each class once")
 
 
 def classes_to_paste(names: Sequence[str]) -> str:
     """The override for a shell that sets data.classes to the background and these names."""
     quoted = [name if re.fullmatch(r"[\w][\w .-]*", name) else '"' + name.replace('"', '\\"') + '"' for name in names]
-    return f"set {shlex.quote('data.classes=[' + ','.join(['background', *quoted]) + ']')}"
+    return f"set {shlex.quote('data.classes=[' + ','.join([BACKGROUND, *quoted]) + ']')}"

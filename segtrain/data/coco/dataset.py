@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from segtrain.data.coco.annotations import Annotations
 from segtrain.data.coco.faults import OnBad
-from segtrain.data.coco.samples import open_samples
+from segtrain.data.coco.samples import open_samples, require_images
 from segtrain.data.instances.dataset import InstanceDataset
 from segtrain.instances import Instances
 from segtrain.types import Record
@@ -29,8 +30,11 @@ class AnnotatedInstances(InstanceDataset):
     Attributes:
         annotations: the objects of all images of the file.
         dropped: what is wrong with annotations -> how many were left out for it.
-        category_ids: class index -> the file's id of the category, for results in its terms.
+        category_ids: class index -> the file's id of the category, for results in its terms; a class that the file has
+            not has a number that no category of the file has.
     """
+
+    classes_in_files: ClassVar[bool] = True
 
     annotations: Annotations
 
@@ -49,7 +53,9 @@ class AnnotatedInstances(InstanceDataset):
     @property
     def notes(self) -> list[str]:
         total = len(self.annotations.ids) + sum(self.dropped.values())
-        return [f"{count:,} of {total:,} annotations left out: they {what}" for what, count in self.dropped.items()]
+        left_out = [f"{count:,} of {total:,} annotations left out: they {what}" for what, count in self.dropped.items()]
+        mended = self.annotations.mended.items()
+        return left_out + [f"{count:,} of {total:,} annotations {what}" for what, count in mended if count]
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -63,7 +69,8 @@ class AnnotatedInstances(InstanceDataset):
         records, self.annotations = open_samples(
             self.annotation_file(), self.image_folder, self.classes, on_bad=self.on_bad_annotation
         )
-        return self.require_files(records)
+        require_images(self, records)
+        return records
 
     def read_objects(self, record: Record) -> Instances:
         return self.annotations.instances(record.extra["row"])
@@ -75,3 +82,6 @@ class AnnotatedInstances(InstanceDataset):
 
     def count_objects(self, index: int) -> np.ndarray:
         return self.annotations.count(self.records[index].extra["row"])
+
+    def count_crowds(self, index: int) -> int:
+        return int(self.annotations.of_image(self.records[index].extra["row"])[1].sum())

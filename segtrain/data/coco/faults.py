@@ -11,14 +11,15 @@ from segtrain.data.coco.reading import Annotation, Fault
 from segtrain.errors import DataError
 
 OnBad = Literal["stop", "drop"]
-"""`stop`: an error names the faulty annotations; `drop`: they are left out, and counted."""
+"""`stop`: an error names the faulty annotations; `drop`: they are left out, and counted; of a few polygons, the bad."""
 
 _SHOWN = 10
 _LISTED = "an id that the file lists; both are kept apart when files are put together"
 KINDS: dict[str, tuple[str, str]] = {
     "field": (
         "lack a field, or have one that cannot be",
-        "id, image_id, category_id as whole numbers; area >= 0; bbox x, y, width, height; iscrowd 0 or 1",
+        "image_id and category_id as whole numbers; id likewise, area >= 0, bbox x, y, width, height, iscrowd 0 or 1, "
+        "where they are there",
     ),
     "id": ("have the id of another", "each id once"),
     "image": ("are of images that the file does not list", _LISTED),
@@ -28,8 +29,13 @@ KINDS: dict[str, tuple[str, str]] = {
         "have no usable segmentation",
         "polygons [[x, y, x, y, x, y, …], …] of three points or more, or run lengths that add up to the image",
     ),
+    "part": (
+        "have a polygon of less than three points beside others",
+        "polygons [[x, y, x, y, x, y, …], …] of three points or more",
+    ),
     "size": ("have run lengths of another size than the image", "size [height, width] as the image is listed"),
     "empty": ("cover no pixel of the image", "polygons inside the image that are not all but a line or a point"),
+    "misplaced": ("have a box that does not hold their mask", "x, y, width, height around the mask, in pixels"),
 }
 """Kind -> what such annotations do, and what is expected; in the order in which they are told."""
 

@@ -52,6 +52,28 @@ class Outlines:
         points = self._points[self._polygon_ends[number] : self._polygon_ends[number + 1]]
         return points if self._scale is None else points / self._scale
 
+    def extents(self) -> np.ndarray:
+        """Around the polygons of each outline: x0, y0, x1, y1 (N, 4) float64 in pixels, NaN for run lengths."""
+        found = np.full((len(self), 4), np.nan)
+        for start in range(0, len(self), _CHUNK):
+            stop = min(start + _CHUNK, len(self))
+            first, last = self._outline_ends[start], self._outline_ends[stop]
+            if first == last:
+                continue
+            points, starts = self._points_of(first, last)
+            drawn = np.flatnonzero(np.diff(self._outline_ends[start : stop + 1]))
+            of_outline = starts[self._outline_ends[start + drawn] - first]
+            found[start + drawn] = np.hstack(
+                [np.minimum.reduceat(points, of_outline), np.maximum.reduceat(points, of_outline)]
+            )
+        return found
+
+    def _points_of(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """The points (M, 2) float64 of polygons first to last - 1, and where each polygon begins among them."""
+        ends = self._polygon_ends[first : last + 1]
+        points = self._points[ends[0] : ends[-1]].reshape(-1, 2) / (self._scale or 1.0)
+        return points, (ends[:-1] - ends[0]) // 2
+
     def doubtful(self, sizes: np.ndarray) -> np.ndarray:
         """Numbers of the outlines that may cover no pixel of their images, sizes (N, 2) height, width.
 
@@ -69,11 +91,9 @@ class Outlines:
         first, last = self._outline_ends[start], self._outline_ends[stop]
         if first == last:
             return seen
-        ends = self._polygon_ends[first : last + 1]
-        points = self._points[ends[0] : ends[-1]].reshape(-1, 2) / (self._scale or 1.0)
-        starts = (ends[:-1] - ends[0]) // 2
+        points, starts = self._points_of(first, last)
         follower = np.arange(1, len(points) + 1)
-        follower[(ends[1:] - ends[0]) // 2 - 1] = starts  # the last point of each polygon goes on to its first
+        follower[np.append(starts[1:], len(points)) - 1] = starts  # the last point of each polygon goes on to its first
         step = points[follower] - points
         perimeter = np.add.reduceat(np.hypot(step[:, 0], step[:, 1]), starts)
         cross = points[:, 0] * points[follower, 1] - points[:, 1] * points[follower, 0]

@@ -57,14 +57,15 @@ class Fault(NamedTuple):
 class Annotation(NamedTuple):
     """An entry of `annotations`; `fault` is what can be seen without the image's size, and then the rest is a filler.
 
-    `area` in pixels; `box` x, y, width, height in pixels.
+    With a fault of the kind `part` the rest is as usual, and the outline goes without the polygons that are none.
+    `area` in pixels, None where the file has none; `box` x, y, width, height in pixels, () where the file has none.
     """
 
     id: int | None
     image: int = 0
     category: int = 0
     crowd: bool = False
-    area: float = 0.0
+    area: float | None = 0.0
     box: tuple[float, ...] = ()
     outline: Outline = Outline()
     fault: Fault | None = None
@@ -126,28 +127,29 @@ def _section(content: Any, name: str, path: Path) -> list[Any]:
 
 def _image(entry: Any, number: int, path: Path) -> ListedImage:
     entry = entry if isinstance(entry, dict) else {}
-    height, width = entry.get("height"), entry.get("width")
-    whole = _is_whole(entry.get("id")) and _is_whole(height) and _is_whole(width)
-    if not (whole and isinstance(entry.get("file_name"), str) and min(height, width) > 0):
+    number_of, height, width = (_whole(entry.get(key)) for key in ("id", "height", "width"))
+    name = entry.get("file_name")
+    if number_of is None or not height or not width or min(height, width) < 1 or not isinstance(name, str):
         raise DataError(
             f"entry {number} of 'images' is not usable: {json.dumps(entry, default=str)[:200]}",
             where=path,
             expected="id, height and width as whole numbers, file_name as text",
             fix=_FIX,
         )
-    return ListedImage(entry["id"], entry["file_name"], height, width)
+    return ListedImage(number_of, name, height, width)
 
 
 def _category(entry: Any, number: int, path: Path) -> Category:
     entry = entry if isinstance(entry, dict) else {}
-    if not (_is_whole(entry.get("id")) and isinstance(entry.get("name"), str) and entry["name"]):
+    number_of, name = _whole(entry.get("id")), entry.get("name")
+    if number_of is None or not isinstance(name, str) or not name:
         raise DataError(
             f"entry {number} of 'categories' is not usable: {json.dumps(entry, default=str)[:200]}",
             where=path,
             expected="id as a whole number, name as text",
             fix=_FIX,
         )
-    return Category(entry["id"], entry["name"], str(entry.get("supercategory")))
+    return Category(number_of, name, str(entry.get("supercategory")))
 
 
 def _refuse_repeated(section: str, key: str, values: list[Any], path: Path) -> None:
@@ -161,8 +163,11 @@ def _refuse_repeated(section: str, key: str, values: list[Any], path: Path) -> N
         )
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63  # True is no number
+def _whole(value: Any) -> int | None:
+    """The whole number that a value is, written as 64 or 64.0."""
+    if type(value) is float and value.is_integer():  # as tables that have gaps elsewhere are written
+        value = int(value)
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None  # True is no number
 
 
 def _is_number(value: Any) -> bool:
@@ -170,23 +175,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _annotation(entry: dict[str, Any]) -> Annotation:
-    number = entry.get("id") if _is_whole(entry.get("id")) else None
-    for key in ("id", "image_id", "category_id"):
-        if not _is_whole(entry.get(key)):
-            return Annotation(number, fault=Fault("field", _shown(key, entry)))
-    crowd, area = entry.get("iscrowd", 0), entry.get("area")  # not every tool writes iscrowd, and then none is
+    number, image, category = _whole(entry.get("id")), _whole(entry.get("image_id")), _whole(entry.get("category_id"))
+    crowd, area, box = entry.get("iscrowd"), entry.get("area"), entry.get("bbox")
+    crowd = 0 if crowd is None else crowd  # not every tool writes it, and then none is
+    if number is None and entry.get("id") is not None:
+        return Annotation(number, fault=Fault("field", _shown("id", entry)))
+    if image is None or category is None:
+        return Annotation(number, fault=Fault("field", _shown("image_id" if image is None else "category_id", entry)))
     if crowd not in (0, 1):
         return Annotation(number, fault=Fault("field", _shown("iscrowd", entry)))
-    if not isinstance(area, int | float) or not _is_number(area) or area < 0:
+    if area is not None and not (_is_number(area) and area >= 0):
         return Annotation(number, fault=Fault("field", _shown("area", entry)))
-    box = entry.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
         return Annotation(number, fault=Fault("field", _shown("bbox", entry)))
-    outline = _outline(entry.get("segmentation"))
-    if isinstance(outline, Fault):
-        return Annotation(number, fault=outline)
+    outline, fault = _outline(entry.get("segmentation"))
+    if outline is None:
+        return Annotation(number, fault=fault)
+    corners = () if box is None else tuple(map(float, box))
     return Annotation(
-        number, entry["image_id"], entry["category_id"], bool(crowd), float(area), tuple(map(float, box)), outline
+        number, image, category, bool(crowd), None if area is None else float(area), corners, outline, fault
     )
 
 
@@ -194,22 +201,33 @@ def _shown(key: str, entry: dict[str, Any]) -> str:
     return f"{key} is {json.dumps(entry[key], default=str)[:80]}" if key in entry else f"{key} is missing"
 
 
-def _outline(segmentation: Any) -> Outline | Fault:
-    """A segmentation packed and checked, as far as that goes without the image's size."""
+def _outline(segmentation: Any) -> tuple[Outline | None, Fault | None]:
+    """A segmentation packed, and what is wrong with it, as far as that shows without the image's size."""
     if isinstance(segmentation, list):
-        packed = [_packed(polygon) for polygon in segmentation]
-        for number, polygon in enumerate(packed):
-            if isinstance(polygon, str):
-                return Fault("outline", f"polygon {number} {polygon}")
-        return Outline(polygons=tuple(packed)) if packed else Fault("outline", "no polygon")  # type: ignore[arg-type]
+        return _polygons(segmentation)
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
-    if not (isinstance(size, list) and len(size) == 2 and all(_is_whole(side) and side > 0 for side in size)):
-        return Fault("outline", "neither a list of polygons nor run lengths with size and counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        return None, Fault("outline", "neither a list of polygons nor run lengths with size and counts")
     try:
         rle = parse(segmentation, *size, where="")
     except DataError as error:
-        return Fault("outline", error.found)
-    return Outline(runs=rle["counts"].encode("ascii"), size=(size[0], size[1]))
+        return None, Fault("outline", error.found)
+    return Outline(runs=rle["counts"].encode("ascii"), size=(size[0], size[1])), None
+
+
+def _polygons(segmentation: list[Any]) -> tuple[Outline | None, Fault | None]:
+    whole, short = [], None
+    for number, polygon in enumerate(segmentation):
+        packed = _packed(polygon)
+        if isinstance(packed, bytes):
+            whole.append(packed)
+        elif isinstance(polygon, list) and len(polygon) in (0, 2, 4):  # a slip of the hand: the others are what counts
+            short = short or f"polygon {number} {packed}"
+        else:
+            return None, Fault("outline", f"polygon {number} {packed}")
+    if not whole:
+        return None, Fault("outline", short or "no polygon")
+    return Outline(polygons=tuple(whole)), Fault("part", short) if short else None
 
 
 def _packed(polygon: Any) -> bytes | str:

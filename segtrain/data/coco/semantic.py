@@ -9,7 +9,7 @@ import numpy as np
 from segtrain.data.coco.annotations import Annotations
 from segtrain.data.coco.faults import OnBad
 from segtrain.data.coco.layout import GET_IT, LAYOUT, split_file, split_folder
-from segtrain.data.coco.samples import open_samples
+from segtrain.data.coco.samples import open_samples, require_images
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.errors import DataError
 from segtrain.types import IGNORE_INDEX, NonNegativeInt, Record
@@ -66,9 +66,10 @@ class CocoSemantic(SegmentationDataset):
             on_bad=self.on_bad_annotation,
             named=self.categories,
         )
+        require_images(self, records)
         if self.min_area is not None and self.split == "train":
             records = [record for record in records if self._area(record) > self.min_area]
-        return self.require_files(records)
+        return records
 
     def load(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         image = self.read_image(record)
