@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from segtrain.data.inside import refuse_outside
 from segtrain.data.labels import voc_palette
 from segtrain.data.reading import read_image
 from segtrain.errors import ConfigError, DataError, listed
@@ -189,8 +190,7 @@ class ImageDataset(Dataset[tuple[np.ndarray, Target, Record]], Generic[Target]):
         except UnicodeDecodeError as error:
             raise DataError(f"list is not UTF-8 text: {error}", where=path, fix="save it as UTF-8") from error
         entries = [line.strip() for line in lines if line.strip()]
-        for entry in entries:
-            _refuse_outside(entry.lstrip("/") if rooted else entry, path)
+        refuse_outside([entry.lstrip("/") for entry in entries] if rooted else entries, path)
         return entries
 
     def files_in(self, folder: Path) -> dict[str, Path]:
@@ -270,15 +270,3 @@ def files_by_stem(paths: Iterable[Path], folder: Path, suffix: str = "") -> dict
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _refuse_outside(entry: str, path: Path) -> None:
-    # A list that came with someone's archive must not reach other files of this machine.
-    parts = entry.replace("\\", "/").split("/")
-    if ".." in parts or parts[0] == "" or Path(entry).drive:
-        raise DataError(
-            f"list names a file outside its data folder: '{entry}'",
-            where=path,
-            expected="names and paths below data.root",
-            fix="remove the line",
-        )

@@ -76,7 +76,7 @@ def test_a_name_in_two_lists_is_refused(tmp_path: Path, put: Any, texts: Any, sp
 def test_a_list_cannot_reach_outside(tmp_path: Path, put: Any, texts: Any) -> None:
     fill(put, "images", "masks", "a")
     texts("train.txt", "../../secret")
-    with pytest.raises(DataError, match="outside its data folder"):
+    with pytest.raises(DataError, match="outside its folder"):
         folder(tmp_path)
 
 

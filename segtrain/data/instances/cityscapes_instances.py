@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from segtrain.data.cityscapes_files import GET_IT, OBJECTS_END, find_pairs, layout
 from segtrain.data.instances.objects import ObjectMap, ObjectMapDataset, distinct
 from segtrain.errors import ConfigError, DataError, listed
 from segtrain.types import Record
 
-IMAGE_END = "_leftImg8bit.png"
-TARGET_END = "_gtFine_instanceIds.png"
 THINGS = {
     24: "person",
     25: "rider",
@@ -37,13 +36,8 @@ class CityscapesInstances(ObjectMapDataset):
     are background.
     """
 
-    layout: ClassVar[str] = (
-        f"leftImg8bit/{{train,val}}/CITY/NAME{IMAGE_END}\ngtFine/{{train,val}}/CITY/NAME{TARGET_END}"
-    )
-    get_it: ClassVar[str] = (
-        "register at https://www.cityscapes-dataset.com, unpack leftImg8bit_trainvaltest.zip and "
-        "gtFine_trainvaltest.zip into one folder and set data.root to it"
-    )
+    layout: ClassVar[str] = layout(OBJECTS_END)
+    get_it: ClassVar[str] = GET_IT
 
     def __init__(self, *, classes: list[str], **shared: object) -> None:
         unknown = [name for name in classes[1:] if name not in THINGS.values()]
@@ -57,17 +51,7 @@ class CityscapesInstances(ObjectMapDataset):
         super().__init__(classes=classes, **shared)  # type: ignore[arg-type]
 
     def find_records(self) -> list[Record]:
-        images = self._files("leftImg8bit", IMAGE_END)
-        return self.pair(images, self._files("gtFine", TARGET_END), self.root)
-
-    def _files(self, kind: str, end: str) -> dict[str, Path]:
-        folder = self.root / kind / self.split
-        if not folder.is_dir():
-            raise self.missing(f"folder of split '{self.split}'", folder)
-        found = {f"{path.parent.name}/{path.name.removesuffix(end)}": path for path in folder.glob(f"*/*{end}")}
-        if not found:
-            raise self.missing(f"files CITY/NAME{end}", folder)
-        return dict(sorted(found.items()))
+        return find_pairs(self, OBJECTS_END)
 
     def read_map(self, record: Record) -> ObjectMap:
         assert record.target is not None

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from segtrain.data.cityscapes_files import GET_IT, OBJECTS_END, find_pairs, layout
 from segtrain.data.panoptic.dataset import PanopticDataset
 from segtrain.data.reading import read_mask
 from segtrain.errors import ConfigError, DataError, listed
 from segtrain.panoptic import Panoptic, Segment
 from segtrain.types import IGNORE_INDEX, Record
 
-IMAGE_END = "_leftImg8bit.png"
-TARGET_END = "_gtFine_instanceIds.png"
 PER_INSTANCE = 1000
 """An object's value is its label id times this plus its number; a smaller value is a label id."""
 
@@ -30,13 +29,8 @@ class CityscapesPanoptic(PanopticDataset):
         shared: as in `PanopticDataset`.
     """
 
-    layout: ClassVar[str] = (
-        f"leftImg8bit/{{train,val}}/CITY/NAME{IMAGE_END}\ngtFine/{{train,val}}/CITY/NAME{TARGET_END}"
-    )
-    get_it: ClassVar[str] = (
-        "register at https://www.cityscapes-dataset.com, unpack leftImg8bit_trainvaltest.zip and "
-        "gtFine_trainvaltest.zip into one folder and set data.root to it"
-    )
+    layout: ClassVar[str] = layout(OBJECTS_END)
+    get_it: ClassVar[str] = GET_IT
 
     def __init__(self, *, label_map: dict[int, int], **shared: Any) -> None:
         self.label_map = dict(label_map)
@@ -57,18 +51,8 @@ class CityscapesPanoptic(PanopticDataset):
             )
 
     def find_records(self) -> list[Record]:
-        images = self._files("leftImg8bit", IMAGE_END)
-        records = self.pair(images, self._files("gtFine", TARGET_END), self.root)
+        records = find_pairs(self, OBJECTS_END)
         return [Record(one.name, one.image, one.target, {"image_id": one.name.rpartition("/")[2]}) for one in records]
-
-    def _files(self, kind: str, end: str) -> dict[str, Path]:
-        folder = self.root / kind / self.split
-        if not folder.is_dir():
-            raise self.missing(f"folder of split '{self.split}'", folder)
-        found = {f"{path.parent.name}/{path.name.removesuffix(end)}": path for path in folder.glob(f"*/*{end}")}
-        if not found:
-            raise self.missing(f"files CITY/NAME{end}", folder)
-        return dict(sorted(found.items()))
 
     @property
     def category_ids(self) -> dict[str, int]:

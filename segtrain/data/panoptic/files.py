@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from segtrain.data.inside import refuse_outside
 from segtrain.data.reading import read_mask
 from segtrain.errors import DataError, listed
 from segtrain.panoptic import VOID, Panoptic, Segment, ids_of
@@ -144,8 +145,7 @@ def _annotated(entry: Mapping[str, Any], names: Mapping[Any, str], path: Path) -
             expected="one entry under `images` for each annotation",
             fix="add the image, or remove the annotation",
         )
-    for name in (names[image_id], png):
-        _refuse_outside(name, path)
+    refuse_outside((names[image_id], png), path, below="the folder of images", fix="remove the entry")
     segments = tuple(
         Listed(int(one["id"]), int(one["category_id"]), bool(one.get("iscrowd", 0)), one.get("score"))
         for one in entry["segments_info"]
@@ -170,16 +170,4 @@ def _check_images(images: list[Annotated], listed_ids: list[Any], path: Path) ->
             where=path,
             expected="one annotation per image, with an empty segments_info where there is nothing",
             fix="add annotations, or take the images out of the list",
-        )
-
-
-def _refuse_outside(name: str, path: Path) -> None:
-    # A list that came with someone's archive must not reach other files of this machine.
-    parts = name.replace("\\", "/").split("/")
-    if ".." in parts or parts[0] == "" or Path(name).drive:
-        raise DataError(
-            f"the list names a file outside its folder: '{name}'",
-            where=path,
-            expected="names and paths below the folder of images",
-            fix="remove the entry",
         )
