@@ -16,6 +16,10 @@ TURN = 0.381966
 """The golden angle as a share of a turn: any number of shades in a row differ from their neighbors."""
 FULL_HEIGHT = 480
 """Height in pixels that letters and lines of one pixel are made for; they grow with larger pictures."""
+SMALLEST_NAMED = 160
+"""Pixels of the shorter side from which a picture has names; letters that can be read would hide a smaller one."""
+LARGEST_NAME = 0.25
+"""The share of its object's box that a name may be as large as: many small objects would be hidden by their names."""
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 Color = tuple[int, int, int]
 
@@ -63,6 +67,8 @@ def with_objects(
     colors: list[Color] | None = None,
 ) -> np.ndarray:
     """The image (H, W, 1|3) with its objects laid over it, the smaller on top; crowds are outlined alone.
+
+    Names stand where there is room: not in pictures below `SMALLEST_NAMED`, nor at objects below `LARGEST_NAME`'s size.
 
     `colors`: one per object; without them those of `shades`.
     """
@@ -133,12 +139,17 @@ def _corners(box: list[float]) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _write_names(picture: np.ndarray, boxes: list[list[float]], names: list[str], colors: list[Color]) -> None:
-    """Names at their boxes, the likeliest first; one that would cover another is left out: its box is there still."""
+    """Names at their boxes, the likeliest first; one that would cover another, or that is too large for its object or
+    the picture, is left out: its box is there still."""
+    if min(picture.shape[:2]) < SMALLEST_NAMED:
+        return
     taken: list[tuple[int, int, int, int]] = []
     size = 0.4 * max(1.0, picture.shape[0] / FULL_HEIGHT)
     stroke = max(1, round(size / 0.5))
     for box, name, color in zip(boxes, names, colors, strict=True):
         (width, height), base = cv2.getTextSize(name, FONT, size, stroke)
+        if (width + 4) * (height + base + 2) > LARGEST_NAME * (box[2] - box[0]) * (box[3] - box[1]):
+            continue
         x0, y0 = round(box[0]), round(box[1])
         left = max(0, min(x0, picture.shape[1] - width - 4))
         above = y0 - height - base - 2

@@ -77,6 +77,29 @@ def test_names_do_not_cover_one_another() -> None:
     np.testing.assert_array_equal(alone[above], both[above])
 
 
+def test_a_small_picture_is_not_hidden_by_names() -> None:
+    """Objects and boxes are drawn in it, and nothing more."""
+    for height, named in ((159, False), (160, True)):
+        masks = rectangles((60, 20, 150, 150), size=(height, 200))
+        picture = with_objects(np.zeros((height, 200, 3), np.uint8), found(masks, [1], [0.9]), CLASSES, PALETTE)
+        assert picture[60:150, 20:150].any()
+        assert picture[:60].any() == named
+
+
+def test_a_name_is_not_much_of_its_object_and_the_box_stays() -> None:
+    """Of 200 objects the large one alone is named; a name's surface would hide the others."""
+    corners = [(y, x, y + 8, x + 8) for y in range(250, 450, 20) for x in range(0, 400, 20)]
+    masks = rectangles((40, 100, 200, 300), *corners, size=(480, 640))
+    scores = [0.5, *[0.9] * len(corners)]
+    picture = with_objects(np.zeros((480, 640, 3), np.uint8), found(masks, [1] * 201, scores), CLASSES, PALETTE)
+    bare = picture.any(-1)  # what is drawn, on black
+    assert bare[20:40, 100:160].any(), "the name of the large one"
+    for y, x, bottom, right in corners:
+        assert bare[[y, bottom - 1], [x, right - 1]].all(), "the corners of its box"
+        bare[y:bottom, x:right] = False
+    assert not bare[210:].any(), "beside the small ones nothing is written"
+
+
 def test_names_and_lines_grow_with_the_picture() -> None:
     heights = []
     for factor in (1, 4):
