@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from segtrain.data.coco.instances import Coco
 from segtrain.experiment import build_dataset, compose
 from segtrain.panoptic import from_instances
@@ -28,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     data = build_dataset(compose(["data=coco", f"data.root={options.root}"]), options.split)
     assert isinstance(data, Coco)
-    used = [0, *sorted(data.category_ids)]  # categories that the file has
+    used = [0, *np.unique(data.annotations.labels).tolist()]  # classes that occur
     place = {label: number for number, label in enumerate(used)}
     classes = [data.classes[label] for label in used]
     writer = PanopticWriter(
@@ -36,7 +38,7 @@ def main() -> None:
         classes=classes,
         things=classes[1:],
         palette=[data.palette[label] for label in used],
-        category_ids={name: data.category_ids.get(label, OTHER) for name, label in zip(classes, used, strict=True)},
+        category_ids={data.classes[label]: data.category_ids[label] if label else OTHER for label in used},
     )
     for record in data.records:
         objects = data.read_objects(record)

@@ -132,7 +132,8 @@ class Settings:
 
     def _check_augment(self) -> None:
         node, where = self.augment, "augment"
-        if self.target("task").name == "semantic" and node.get("crop_size") is None:
+        kinds = {self.target("task").name, getattr(self.target("data"), "task", "semantic")}
+        if kinds == {"semantic"} and node.get("crop_size") is None:
             raise ConfigError(
                 "task=semantic with an augmentation that has no crop_size",
                 where="augment",
