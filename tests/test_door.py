@@ -130,7 +130,7 @@ REFUSED = [
     ("model=deeplabv3plus data.batch_size=1", 2, "data.batch_size=1|data.batch_size=2"),
     ("model._target_=os.system", 2, "os.system is not a class or function of an allowed package|allow_targets"),
     ("model._target_=torch.os.system", 2, "torch.os.system is not a class or function of an allowed package"),
-    ("model._target_=segtrain.data.dataset.Path", 2, "dataset.Path is not a class or function of an allowed package"),
+    ("model._target_=segtrain.data.images.Path", 2, "images.Path is not a class or function of an allowed package"),
     ("model._target_=segtrain.models.unet.UNett", 2, "has no 'UNett'|did you mean UNet?"),
     ("+loss.terms.ce.gama=2", 2, "loss.terms.ce.gama is not a key of|label_smoothing"),
     ("+augment.transforms.x=[{_target_:os.system,command:ls}]", 2, "augment.transforms.x[0]._target_=os.system is not"),
@@ -230,7 +230,7 @@ def test_help_names_the_users_own_options(door: Any, tmp_path: Path, form: str) 
     (tmp_path / "own" / "model" / "mine.yaml").write_text("{}")
     flag = ["--config-dir", "own"] if form == "two words" else ["--config-dir=own"]
     assert "mine" not in door("--help").out
-    assert ", lraspp, mine, " in door(*flag, "--help").out
+    assert ", maskrcnn_v2, mine, " in door(*flag, "--help").out
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,11 @@ def test_the_scale_is_read_at_log_points_only_and_never_without_fp16() -> None:
 
 # --- what must be finite before any guard looks ------------------------------------------------------------------
 
-LOSSES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "configs/loss").glob("[!_]*.yaml"))
+LOSSES = sorted(
+    path.stem
+    for path in (Path(__file__).resolve().parents[1] / "configs/loss").glob("[!_]*.yaml")
+    if path.stem != "maskrcnn"  # a detector's network computes its own
+)
 
 
 @pytest.mark.parametrize("option", LOSSES)

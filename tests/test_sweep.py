@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from segtrain.types import Score
+
 
 @pytest.fixture
 def swept(door: Any, fast: list[str], tmp_path: Path) -> Any:
@@ -49,11 +51,11 @@ def test_a_bug_is_worse_than_a_fault_and_a_fault_worse_than_none(
 
     outcomes: list[Any] = []
 
-    def job(cfg: Any, folder: Any) -> float:
+    def job(cfg: Any, folder: Any) -> Score:
         outcome = outcomes[int(cfg.trainer.seed)]
         if isinstance(outcome, BaseException):
             raise outcome
-        return float(outcome)
+        return Score(float(outcome), "miou")
 
     monkeypatch.setattr("segtrain.commands.train.run", job)
     for given, code in (
@@ -76,7 +78,7 @@ def test_an_interrupt_ends_the_sweep(door: Any, monkeypatch: pytest.MonkeyPatch)
 
     started = []
 
-    def job(cfg: Any, folder: Any) -> float:
+    def job(cfg: Any, folder: Any) -> Score:
         started.append(int(cfg.trainer.seed))
         raise Interrupted("stopped by signal 15; saved step 3", signal=15)
 
@@ -111,6 +113,12 @@ def test_a_checkpoint_under_several_protocols(door: Any, checkpoint: Path, tmp_p
     assert "++over" not in done.out
 
 
+def monitored(cfg: Any, value: float) -> Score:
+    """What a training returns for the score that it watches."""
+    name = cfg.trainer.monitor or "miou"
+    return Score(value, name, name != "loss")
+
+
 def job_lines(done: Any) -> list[str]:
     lines: list[str] = done.out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("job  overrides"))
@@ -122,7 +130,9 @@ def test_the_best_is_the_lowest_loss_or_the_highest_score(
     door: Any, monkeypatch: pytest.MonkeyPatch, monitor: str, best: str
 ) -> None:
     scores = [0.5, 0.2, 0.9, float("nan")]
-    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: scores[int(cfg.trainer.seed)])
+    monkeypatch.setattr(
+        "segtrain.commands.train.run", lambda cfg, folder: monitored(cfg, scores[int(cfg.trainer.seed)])
+    )
     lines = job_lines(door("-m", f"trainer.monitor={monitor}", "trainer.seed=0,1,2,3"))
     order = {"1": ["1", "0", "2", "3"], "2": ["2", "0", "1", "3"]}[best]
     assert [line.split()[0] for line in lines] == order
@@ -130,7 +140,7 @@ def test_the_best_is_the_lowest_loss_or_the_highest_score(
 
 
 def test_scores_of_several_monitors_have_no_best(door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: 0.5)
+    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: monitored(cfg, 0.5))
     lines = job_lines(door("-m", "trainer.monitor=miou,loss"))
     assert [line.split() for line in lines] == [
         ["0", "trainer.monitor=miou", "0.5000", "ok"],
@@ -149,7 +159,7 @@ def test_predictions_have_no_best(door: Any, checkpoint: Path, tmp_path: Path) -
 
 
 def test_the_table_shows_what_differs(door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: float(cfg.optimizer.lr))
+    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: monitored(cfg, float(cfg.optimizer.lr)))
     lines = job_lines(door("-m", "name=the_same_for_all", "optimizer.lr=0.1,0.2", "trainer.seed=1"))
     assert [line.split()[:2] for line in lines] == [["1", "optimizer.lr=0.2"], ["0", "optimizer.lr=0.1"]]
     assert not any("the_same_for_all" in line or "trainer.seed" in line for line in lines)
@@ -175,7 +185,7 @@ def test_the_folder_of_one_run_is_refused_for_a_sweep(door: Any, tmp_path: Path,
 )
 def test_flags_may_stand_anywhere(door: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: str) -> None:
     (tmp_path / "own").mkdir()
-    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: 0.5)
+    monkeypatch.setattr("segtrain.commands.train.run", lambda cfg, folder: monitored(cfg, 0.5))
     done = door(*argv.split(), "hydra.sweep.dir=s")
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == "2 ok, 0 failed"

@@ -15,6 +15,7 @@ from segtrain.errors import ConfigError
 from segtrain.inference.base import ImageInference
 from segtrain.inference.outputs import outputs_of, refuse_too_large, wrong_outputs
 from segtrain.losses.combine import SegmentationLoss
+from segtrain.losses.detection import DetectionLoss
 from segtrain.metrics.base import ImageMetric, Judged
 from segtrain.metrics.confusion import ABSENT, ConfusionMatrix
 from segtrain.normalization import Normalization
@@ -68,7 +69,7 @@ class SemanticTask:
                 expected="an inference that gives every pixel a class",
                 fix="inference=whole, slide or tile",
             )
-        if not hasattr(loss, "counts"):
+        if isinstance(loss, DetectionLoss):
             raise ConfigError(
                 f"task=semantic with {type(loss).__name__}, a loss of objects",
                 where="loss",

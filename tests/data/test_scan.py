@@ -236,7 +236,7 @@ def refused(check: Any, what: Any) -> bool:
 
 def test_no_image_is_decoded_where_the_headers_agree(tmp_path: Path, put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = pairs(tmp_path, put, {"a.png": (4, 6), "b.jpg": (4, 6)})
-    monkeypatch.setattr("segtrain.data.dataset.read_image", None)
+    monkeypatch.setattr("segtrain.data.images.read_image", None)
     assert scan(dataset).images == 2
 
 
