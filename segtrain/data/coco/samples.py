@@ -12,6 +12,7 @@ from segtrain.data.coco.annotations import Annotations
 from segtrain.data.coco.faults import OnBad
 from segtrain.data.coco.reading import ListedImage, read_coco
 from segtrain.data.images import ImageDataset
+from segtrain.data.inside import leads_out
 from segtrain.errors import DataError, listed
 from segtrain.types import Record
 
@@ -109,7 +110,7 @@ def _refuse_twice(images: Sequence[ListedImage], file: Path) -> None:
 
 def _refuse_outside(images: Sequence[ListedImage], file: Path) -> None:
     """A file that came with someone's archive must not reach other files of this machine."""
-    outside = [image.name for image in images if _leads_out(image.name)]
+    outside = [image.name for image in images if leads_out(image.name)]
     if outside:
         raise DataError(
             f"{len(outside)} images of the file lie outside its folder",
@@ -117,8 +118,3 @@ def _refuse_outside(images: Sequence[ListedImage], file: Path) -> None:
             expected="file_name as a name or a path below the folder of images",
             fix="take the leading folders out of file_name",
         )
-
-
-def _leads_out(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return ".." in parts or parts[0] == "" or ":" in parts[0] or parts[-1] in ("", ".") or "\0" in name

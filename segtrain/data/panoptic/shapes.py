@@ -70,7 +70,7 @@ class _Scenes(ImageDataset[Any]):
 
     def target_of(self, made: Scene) -> Any:
         """The truth of a scene, as the task has it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say what the truth of a scene is")
 
 
 class ShapesPanoptic(_Scenes, PanopticDataset):
