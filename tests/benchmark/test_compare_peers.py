@@ -13,7 +13,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compare_peers.py"
 
 
 @pytest.fixture
-def peers() -> ModuleType:
+def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # where the script finds the files beside it
     spec = importlib.util.spec_from_file_location("compare_peers", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
