@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.types import Record
+from segtrain.types import Samples
 
 
 @dataclass
@@ -114,25 +113,11 @@ class Detections:
 
 
 @dataclass
-class InstanceBatch:
-    """Images of any sizes with their objects.
+class InstanceBatch(Samples[list[Tensor], list[Instances]]):
+    """Images of any sizes with their objects; never `unlabelled`: where no object is, that teaches too.
 
-    `image` tensors (H, W, C) uint8, or float32 in [0, 255] for sources of more than 8 bits; `target` one per image;
-    `index` (B,) int64 positions in the dataset; `records` one per image; `color` as in `segtrain.types.Batch`.
+    `image` tensors (H, W, C) uint8, or float32 in [0, 255] for sources of more than 8 bits; `target` one per image.
     """
-
-    image: list[Tensor]
-    target: list[Instances]
-    index: Tensor
-    records: list[Record]
-    color: Tensor | None = None
-    load_seconds: float = 0.0
-    augment_seconds: float = 0.0
-    unlabelled: bool = False
-    """Never: an image without objects teaches, too, where none are."""
-
-    def __len__(self) -> int:
-        return len(self.image)
 
     def to(self, device: torch.device) -> InstanceBatch:
         """The same batch on a device."""
@@ -145,23 +130,6 @@ class InstanceBatch:
         color = None if self.color is None else self.color.pin_memory()
         image = [one.pin_memory() for one in self.image]
         return replace(self, image=image, target=[one.pin_memory() for one in self.target], color=color)
-
-    def parts(self, count: int) -> list[InstanceBatch]:
-        """The batch cut into `count` batches whose sizes differ by one at most, in order; as `Batch.parts`."""
-        count = min(count, len(self))
-        ends = [len(self) * number // count for number in range(count + 1)]
-        return [
-            InstanceBatch(
-                image=self.image[first:last],
-                target=self.target[first:last],
-                index=self.index[first:last],
-                records=self.records[first:last],
-                color=None if self.color is None else self.color[first:last],
-                load_seconds=0.0 if first else self.load_seconds,
-                augment_seconds=0.0 if first else self.augment_seconds,
-            )
-            for first, last in pairwise(ends)
-        ]
 
 
 def boxes_around(masks: Tensor) -> Tensor:

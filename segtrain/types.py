@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Interval, Len
@@ -58,16 +58,27 @@ class Record:
         return str(self.image or self.name)
 
 
-@dataclass
-class Batch:
-    """Samples of one size.
+class _Row(Protocol):
+    """A tensor or a list: one thing per sample."""
 
-    `image` (B, H, W, C) uint8, or float32 in [0, 255] for sources of more than 8 bits; `target` (B, H, W) uint8,
-    `IGNORE_INDEX` where unlabelled; `index` (B,) int64 positions in the dataset; `records` one per sample.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Self: ...
+
+
+Images = TypeVar("Images", bound=_Row)
+Targets = TypeVar("Targets", bound=_Row)
+
+
+@dataclass
+class Samples(Generic[Images, Targets]):
+    """What every batch to train on holds: B samples, each with the image, target, position and record of its place.
+
+    `index` (B,) int64 positions in the dataset; `records` one per sample.
     """
 
-    image: Tensor
-    target: Tensor
+    image: Images
+    target: Targets
     index: Tensor
     records: list[Record]
     color: Tensor | None = None
@@ -81,7 +92,37 @@ class Batch:
     """Whether no pixel is labelled, so that the batch teaches nothing."""
 
     def __len__(self) -> int:
-        return self.image.shape[0]
+        return len(self.image)
+
+    def parts(self, count: int) -> list[Self]:
+        """The batch cut into `count` batches (fewer where it is smaller) whose sizes differ by one at most, in order.
+
+        Views of this batch's memory. The seconds stay with the first part, so that their sum is the batch's.
+        """
+        count = min(count, len(self))
+        ends = [len(self) * number // count for number in range(count + 1)]
+        return [
+            replace(
+                self,
+                image=self.image[first:last],
+                target=self.target[first:last],
+                index=self.index[first:last],
+                records=self.records[first:last],
+                color=None if self.color is None else self.color[first:last],
+                load_seconds=0.0 if first else self.load_seconds,
+                augment_seconds=0.0 if first else self.augment_seconds,
+            )
+            for first, last in pairwise(ends)
+        ]
+
+
+@dataclass
+class Batch(Samples[Tensor, Tensor]):
+    """Samples of one size.
+
+    `image` (B, H, W, C) uint8, or float32 in [0, 255] for sources of more than 8 bits; `target` (B, H, W) uint8,
+    `IGNORE_INDEX` where unlabelled.
+    """
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; overlaps with computation where the memory is pinned."""
@@ -93,24 +134,3 @@ class Batch:
         """Called by the loader's pinning thread when the batch goes to a GPU."""
         color = None if self.color is None else self.color.pin_memory()
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory(), color=color)
-
-    def parts(self, count: int) -> list[Batch]:
-        """The batch cut into `count` batches (fewer where it is smaller) whose sizes differ by one at most, in order.
-
-        Views of this batch's memory. The seconds stay with the first part, so that their sum is the batch's.
-        """
-        count = min(count, len(self))
-        ends = [len(self) * number // count for number in range(count + 1)]
-        return [
-            Batch(
-                image=self.image[first:last],
-                target=self.target[first:last],
-                index=self.index[first:last],
-                records=self.records[first:last],
-                color=None if self.color is None else self.color[first:last],
-                load_seconds=0.0 if first else self.load_seconds,
-                augment_seconds=0.0 if first else self.augment_seconds,
-                unlabelled=self.unlabelled,
-            )
-            for first, last in pairwise(ends)
-        ]
