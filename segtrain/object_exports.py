@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.instances import Detections
 from segtrain.metrics.objects import JudgedObjects
 from segtrain.rle import encode

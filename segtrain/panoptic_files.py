@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.panoptic import Panoptic, colors_of
 
 

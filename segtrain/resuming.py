@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain import checkpoint
+from segtrain.atomic import write_atomically
 from segtrain.errors import CheckpointError, ConfigError, listed
 from segtrain.run_folder import RunFolder
 
@@ -177,7 +178,7 @@ def bring_best(source: Path, state: Plain, checkpoints: Path, say: Say) -> Plain
         found = source
     if found is not None:
         if found.resolve() != (checkpoints / checkpoint.BEST).resolve():
-            checkpoint.write_atomically(checkpoints / checkpoint.BEST, found.read_bytes(), read_back=True)
+            write_atomically(checkpoints / checkpoint.BEST, found.read_bytes(), read_back=True)
         return state
     say(f"note     {best} is not the best epoch's checkpoint (step {wanted['step']}): the best is chosen anew")
     return {**state, "best": None}

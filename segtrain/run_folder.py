@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain import distributed
-from segtrain.checkpoint import remove_leftovers, write_atomically
+from segtrain.atomic import remove_leftovers, write_atomically
 from segtrain.composition import run_id
 from segtrain.errors import ConfigError, SegtrainError
 from segtrain.lock import FolderLock

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segtrain import distributed, pictures
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 
 
 def say_early(text: str) -> None:

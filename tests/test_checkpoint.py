@@ -184,6 +184,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from segtrain import checkpoint
+from segtrain.atomic import remove_leftovers
 
 def write(path, number, pipe):
     while True:
@@ -209,7 +210,7 @@ for _ in range(5):
     step = loaded["step"]
     assert step in (reported, reported + 1), (step, reported)
     assert all((tensor == step).all() for tensor in loaded["model"])
-checkpoint.remove_leftovers(path.parent)
+remove_leftovers(path.parent)
 """
 
 
@@ -326,15 +327,3 @@ def test_the_digest_of_plain_data_is_that_of_their_json() -> None:
     whole = hashlib.sha256(text.encode() + b"c\ntensor torch.int16 (3,)\n" + numbers.numpy().tobytes() + b"d\n1\n")
     state = {"d": 1, "c": numbers, "b": {"y": (), "x": 2.5}, "a": values, "sha256": "left out"}
     assert checkpoint.digest(state) == whole.hexdigest()
-
-
-def test_a_file_of_the_longest_name_is_written_whole(tmp_path: Path) -> None:
-    """The unfinished file has a longer name than the file; two of one beginning must not be one."""
-    names = ["x" * 251 + end for end in (".pt", ".jp")]
-    for name in names:
-        checkpoint.write_atomically(tmp_path / name, name.encode(), read_back=True)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in names}
-    assert len({checkpoint._beside(tmp_path / name) for name in names}) == 2
-    checkpoint._beside(tmp_path / names[0]).write_bytes(b"")
-    checkpoint.remove_leftovers(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2

@@ -90,6 +90,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from segtrain import checkpoint
+from segtrain.atomic import remove_leftovers
 
 WATCHED = ("open", "os.link", "os.rename", "os.remove", "os.posix_fadvise", "os.mkdir")
 
@@ -118,7 +119,7 @@ for count in range(1, 30):
     step = kept["last.pt"]
     if code == 0:
         break
-checkpoint.remove_leftovers(Path())
+remove_leftovers(Path())
 print(json.dumps(told))
 """
 

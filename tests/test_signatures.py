@@ -121,7 +121,7 @@ def test_what_a_target_may_name(path: str) -> None:
         "segtrain.data.dataset.Path",
         "segtrain.data.download.extract",
         "segtrain.data.download.fetch",
-        "segtrain.checkpoint.write_atomically",
+        "segtrain.atomic.write_atomically",
         "segtrain.commands.train.run",
         "segtrain.models.unet.UNet.__init__",
         "segtrain.models.unet.UNet.__init__.__globals__",

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from segtrain import signatures
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.errors import ConfigError, DataError, listed
 from segtrain.experiment import versions
 from segtrain.metrics.bootstrap import PerImageCounts, paired

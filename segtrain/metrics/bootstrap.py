@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.errors import DataError, listed
 from segtrain.metrics.base import ImageMetric, Judged
 from segtrain.metrics.confusion import ConfusionMatrix

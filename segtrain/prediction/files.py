@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from segtrain import pictures
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.tracking import write_json
 from segtrain.types import IGNORE_INDEX
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segtrain.checkpoint import remove_leftovers, write_atomically
+from segtrain.atomic import remove_leftovers, write_atomically
 from segtrain.errors import ConfigError
 from segtrain.prediction.files import IN_AREAS, KINDS, result_files
 from segtrain.prediction.inputs import is_video

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.data.coco.instances import Coco
 from segtrain.instances import Detections
 from segtrain.object_exports import coco_results

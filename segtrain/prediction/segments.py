@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.panoptic import Panoptic
 from segtrain.panoptic_files import PanopticWriter
 from segtrain.prediction.collected import frames_of, image_ids

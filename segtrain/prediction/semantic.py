@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from segtrain import pictures
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.errors import ConfigError
 from segtrain.inference.outputs import LARGEST_WHOLE
 from segtrain.prediction.files import ALWAYS, KINDS, Legend, overlay_step, write_labels, write_overlay, write_png

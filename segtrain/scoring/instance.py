@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.data.images import ImageDataset
 from segtrain.data.instances.dataset import InstanceDataset
 from segtrain.errors import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segtrain.checkpoint import write_atomically
+from segtrain.atomic import write_atomically
 from segtrain.data.images import ImageDataset
 from segtrain.errors import ConfigError
 from segtrain.export_formats import CityscapesExport, VocExport
