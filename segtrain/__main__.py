@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -53,8 +54,10 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Runs one command line and returns the exit code; leaves `sys.argv` and the environment as they were."""
+    """Runs one command line and returns the exit code; leaves `sys.argv`, environment and root logger as they were."""
     full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     traces = full_error == "1"
     try:
         command, rest = split_command(argv)
@@ -72,6 +75,8 @@ def run(argv: list[str]) -> int:
         return report(error, traces)
     finally:
         sys.argv = arguments
+        root.handlers[:] = handlers  # Hydra's --info adds one that holds today's sys.stdout and tells all, for good
+        root.setLevel(level)
         if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:

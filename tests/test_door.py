@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shlex
@@ -209,6 +210,14 @@ def test_a_call_leaves_the_process_as_it_was(door: Any) -> None:
         assert (done.code, "Traceback" in done.err) == (2, False)
         assert "HYDRA_FULL_ERROR" not in os.environ
         assert sys.argv == before
+
+
+@pytest.mark.parametrize("argv", ["--info searchpath", "hydra.verbose=true trainer.epochs=abc"])
+def test_a_call_leaves_the_log_of_the_process_as_it_was(door: Any, argv: str) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    door(*argv.split())
+    assert (root.handlers, root.level) == before
 
 
 def test_help_names_every_option_and_six_examples(door: Any) -> None:
