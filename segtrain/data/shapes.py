@@ -7,15 +7,15 @@ every border carries a void line of 255 as PASCAL VOC's do. A sample depends on 
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 
 from segtrain.data.dataset import SegmentationDataset
-from segtrain.data.images import ImageDataset
+from segtrain.data.generated import GeneratedImages, draw_form, rgb_of
 from segtrain.errors import ConfigError, listed
-from segtrain.types import IGNORE_INDEX, PositiveInt, Record, Seed
+from segtrain.types import IGNORE_INDEX, Record
 
 Target = TypeVar("Target")
 
@@ -35,28 +35,15 @@ class Scene(NamedTuple):
     shapes: list[tuple[str, np.ndarray]]
 
 
-class DrawnShapes(ImageDataset[Target], Generic[Target]):
+class DrawnShapes(GeneratedImages[Target], Generic[Target]):
     """Generated images (size, size, C); what is said of the shapes in them, a subclass decides.
 
     Args:
-        train_images, val_images: samples per split.
-        size: side of the square images in pixels.
-        data_seed: another seed is another dataset.
+        shared: as in `GeneratedImages`.
     """
 
-    def __init__(
-        self,
-        *,
-        train_images: PositiveInt = 320,
-        val_images: PositiveInt = 64,
-        size: PositiveInt = 96,
-        data_seed: Seed = 0,
-        **shared: object,
-    ) -> None:
-        self.images = {"train": train_images, "val": val_images}
-        self.size = size
-        self.data_seed = data_seed
-        super().__init__(**shared)  # type: ignore[arg-type]
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**shared)
         unknown = [name for name in FREQUENCY if name not in self.classes[1:]]
         if unknown:
             raise ConfigError(
@@ -66,12 +53,9 @@ class DrawnShapes(ImageDataset[Target], Generic[Target]):
                 fix="leave data.classes as configs/data/shapes.yaml has it",
             )
 
-    def find_records(self) -> list[Record]:
-        return [Record(f"{self.split}/{i:05d}", extra={"index": i}) for i in range(self.images[self.split])]
-
     def draw(self, record: Record) -> Scene:
         """The picture of one record, from (data seed, split, index) alone."""
-        rng = np.random.default_rng([self.data_seed, self.splits.index(self.split), record.extra["index"]])
+        rng = np.random.default_rng(self.seeds_of(record))
         image = _background(rng, self.size)
         shapes = []
         for _ in range(rng.integers(3, 7)):
@@ -81,9 +65,7 @@ class DrawnShapes(ImageDataset[Target], Generic[Target]):
             shapes.append((name, mask))
         noise = rng.normal(0, 8, image.shape)
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
-        if self.channels == 1:
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-        return Scene(image, shapes)
+        return Scene(self.in_channels(image), shapes)
 
 
 class Shapes(DrawnShapes[np.ndarray], SegmentationDataset):
@@ -111,26 +93,14 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _draw(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    mask = np.zeros((size, size), np.uint8)
     radius = int(rng.uniform(0.14, 0.28) * size)
-    center = rng.integers(radius // 2, size - radius // 2, 2)
-    if name in ("disc", "ring"):
-        cv2.circle(mask, center.tolist(), radius, 1, -1)
-        if name == "ring":
-            cv2.circle(mask, center.tolist(), radius // 2, 0, -1)
-        return mask
-    corners = {"square": 4, "triangle": 3}[name]
-    angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
-    points = center + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-    cv2.fillPoly(mask, [points.round().astype(np.int32)], 1)
-    return mask
+    return draw_form(name, rng, size, radius, rng.integers(radius // 2, size - radius // 2, 2))
 
 
 def _color(name: str, rng: np.random.Generator) -> np.ndarray:
     """An RGB color (3,) float32 of the class's usual hue, or now and then of any."""
     hue = rng.uniform(0, 180) if rng.random() < ODD_HUE else rng.normal(HUE[name], 6) % 180
-    hsv = np.array([[[hue, rng.uniform(110, 255), rng.uniform(110, 255)]]]).astype(np.uint8)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+    return rgb_of(hue, rng.uniform(110, 255), rng.uniform(110, 255)).astype(np.float32)
 
 
 def _paint(image: np.ndarray, mask: np.ndarray, color: np.ndarray, rng: np.random.Generator) -> None:

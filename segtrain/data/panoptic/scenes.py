@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from segtrain.data.generated import draw_form, rgb_of
+
 STUFF = ("sky", "ground", "water")
 FORMS = ("disc", "square", "triangle", "ring")
 HUE = {"disc": 0, "square": 150, "triangle": 28, "ring": 130}  # usual hue, OpenCV's half degrees; 50 to 115 is stuff's
@@ -91,19 +93,9 @@ def _textures(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _form(form: str, rng: np.random.Generator, size: int) -> np.ndarray:
     """A mask (size, size) bool of at least one pixel."""
-    mask = np.zeros((size, size), np.uint8)
     radius = max(1, int(rng.uniform(0.08, 0.2) * size))
     center = rng.integers(radius, max(radius + 1, size - radius), 2)
-    if form in ("disc", "ring"):
-        cv2.circle(mask, center.tolist(), radius, 1, -1)
-        if form == "ring" and radius > 1:
-            cv2.circle(mask, center.tolist(), radius // 2, 0, -1)
-    else:
-        corners = {"square": 4, "triangle": 3}[form]
-        angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
-        points = center + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-        cv2.fillPoly(mask, [points.round().astype(np.int32)], 1)
-    return mask.astype(bool)
+    return draw_form(form, rng, size, radius, center).astype(bool)
 
 
 def _color(form: str, rng: np.random.Generator) -> np.ndarray:
@@ -112,5 +104,4 @@ def _color(form: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    hsv = np.array([[[hue, saturation, value]]]).astype(np.uint8)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
+    return rgb_of(hue, saturation, value).astype(np.float64)

@@ -8,45 +8,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from segtrain.data.dataset import SegmentationDataset
-from segtrain.data.images import ImageDataset
+from segtrain.data.generated import GeneratedImages
 from segtrain.data.instances.dataset import InstanceDataset
 from segtrain.data.panoptic.dataset import PanopticDataset
 from segtrain.data.panoptic.scenes import FORMS, STUFF, Scene, scene
 from segtrain.errors import ConfigError, listed
 from segtrain.instances import Instances
 from segtrain.panoptic import Panoptic, from_instances
-from segtrain.types import PositiveInt, Record, Seed
+from segtrain.types import Record
 
 
-class _Scenes(ImageDataset[Any]):
+class _Scenes(GeneratedImages[Any]):
     """What the three have in common: the scenes.
 
     Args:
-        train_images, val_images: samples per split.
-        size: side of the square images in pixels.
-        data_seed: another seed is another dataset.
+        shared: as in `GeneratedImages`.
     """
 
     names: tuple[str, ...] = (*STUFF, *FORMS)
     """What `classes` must hold, in any order."""
 
-    def __init__(
-        self,
-        *,
-        train_images: PositiveInt = 320,
-        val_images: PositiveInt = 64,
-        size: PositiveInt = 96,
-        data_seed: Seed = 0,
-        **shared: Any,
-    ) -> None:
-        self.images = {"train": train_images, "val": val_images}
-        self.size = size
-        self.data_seed = data_seed
+    def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
         if sorted(self.classes) != sorted(self.names):
             raise ConfigError(
@@ -56,17 +42,13 @@ class _Scenes(ImageDataset[Any]):
                 fix="leave data.classes as the data's YAML has it",
             )
 
-    def find_records(self) -> list[Record]:
-        return [Record(f"{self.split}/{i:05d}", extra={"index": i}) for i in range(self.images[self.split])]
-
     def scene(self, record: Record) -> Scene:
         """The scene of a record."""
-        return scene(self.size, [self.data_seed, self.splits.index(self.split), record.extra["index"]])
+        return scene(self.size, self.seeds_of(record))
 
     def load(self, record: Record) -> tuple[np.ndarray, Any]:
         made = self.scene(record)
-        image = made.image if self.channels == 3 else cv2.cvtColor(made.image, cv2.COLOR_RGB2GRAY)[..., None]
-        return image, self.target_of(made)
+        return self.in_channels(made.image), self.target_of(made)
 
     def target_of(self, made: Scene) -> Any:
         """The truth of a scene, as the task has it."""
@@ -77,7 +59,7 @@ class ShapesPanoptic(_Scenes, PanopticDataset):
     """Scenes as segments: each object, and sky, ground and water.
 
     Args:
-        shared: as in `ImageDataset`, and `things`.
+        shared: as in `GeneratedImages`, and `things`.
     """
 
     def find_records(self) -> list[Record]:
