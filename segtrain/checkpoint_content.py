@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segtrain import signatures
+from segtrain import signatures, targets
 from segtrain.composition import register_resolvers
 from segtrain.errors import CheckpointError, listed
 from segtrain.settings import Settings
@@ -95,7 +95,7 @@ def _fetch_nothing(node: Any, own: Mapping[str, Any], allow: list[str]) -> None:
     if "_target_" not in node:
         return
     # The target itself and not its name: a name may lead to it by way of another module.
-    target = signatures.resolve(node["_target_"], "model", allow)
+    target = targets.resolve(node["_target_"], "model", allow)
     if target.__module__.split(".")[0] == "torchvision":
         node.update({key: None for key in NETWORK_WEIGHTS if key not in own and signatures.takes(target, key)})
         for key in set(OLD_NETWORK_WEIGHTS) & node.keys() - own.keys():

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
-from segtrain import signatures
+from segtrain import signatures, targets
 from segtrain.errors import ConfigError
 
 Plain = dict[str, Any]
@@ -73,7 +73,7 @@ def _check_literals(cfg: DictConfig, nodes: Iterable[str]) -> None:
     for name in nodes:
         node = raw.get(name) or {}
         if isinstance(node.get("_target_"), str) and "${" not in node["_target_"]:
-            known, _ = signatures.parameters(signatures.resolve(node["_target_"], name, raw.get("allow_targets") or []))
+            known, _ = signatures.parameters(targets.resolve(node["_target_"], name, raw.get("allow_targets") or []))
             for key, value in node.items():
                 if (
                     key in known

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from segtrain import signatures
+from segtrain import signatures, targets
 from segtrain.composition import register_resolvers
 from segtrain.data.loader import LoaderOptions
 from segtrain.errors import ConfigError, closest, listed
@@ -115,7 +115,7 @@ class Settings:
         node = {key: value for key, value in node.items() if key == "_target_" or not key.startswith("_")}
         rider = RIDERS.get(name)
         own = {key for key in node if rider is not None and signatures.takes(rider, key)}
-        target = signatures.resolve(node.get("_target_", "???"), name, self.allow)
+        target = targets.resolve(node.get("_target_", "???"), name, self.allow)
         if rider is not None:
             riding = {key: node[key] for key in own}
             signatures.check(riding, rider, name)
@@ -158,7 +158,7 @@ class Settings:
 
     def target(self, name: str) -> Any:
         """The class or function that a node names."""
-        return signatures.resolve(self.node[name]["_target_"], name, self.allow)
+        return targets.resolve(self.node[name]["_target_"], name, self.allow)
 
     @property
     def monitor(self) -> str:

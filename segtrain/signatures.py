@@ -1,17 +1,12 @@
 """Checking plain config values against the signatures of what they configure.
 
-A class's or function's own type hints are the schema: there is no second one to fall out of step. `_target_` names are
-resolved only to classes and builders *defined* in packages that are allowed, so that a config cannot reach
-`os.system` by an alias. A checkpoint's config is someone else's: what an allowed package holds beside parts of a
-network, such as functions that import modules by name or read files, is refused too.
+A class's or function's own type hints are the schema: there is no second one to fall out of step.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -22,115 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from segtrain.errors import ConfigError, closest, listed
-
-ALLOWED = (
-    "segtrain.data",
-    "segtrain.models",
-    "segtrain.losses",
-    "segtrain.metrics",
-    "segtrain.optim",
-    "segtrain.tasks",
-    "segtrain.postprocess",
-    "segtrain.inference",
-    "torchvision.models",
-    "torch.nn.modules",
-    "torch.optim",
-    "albumentations.augmentations",
-    "albumentations.core.composition",
-    "albumentations.pytorch",
-)
-"""Packages whose classes and builders a `_target_` may name, private ones excepted."""
-
-READERS = (
-    "albumentations.augmentations.mixing.domain_adaptation.BaseDomainAdaptation",
-    "albumentations.augmentations.text.transforms.TextImage",
-)
-"""Classes of allowed packages that open files by a path from the config, with their children."""
-
-
-def resolve(path: str, where: str, allow: Iterable[str] = ()) -> Callable[..., Any]:
-    """The class or function that `path` names, if it is defined under an allowed package.
-
-    Raises:
-        ConfigError: no such name, or defined elsewhere.
-    """
-    allow = tuple(allow)
-    allowed = (*ALLOWED, *allow)
-    own = isinstance(path, str) and any(_under(path, prefix) for prefix in allow)
-    if not own and not _is_public(path, ALLOWED):
-        raise _forbidden(path, where, allowed)
-    found = _find(path, where, allowed)
-    home = f"{getattr(found, '__module__', None) or ''}.{getattr(found, '__qualname__', '')}"
-    if any(_under(home, prefix) for prefix in allow) and (inspect.isclass(found) or inspect.isfunction(found)):
-        return found
-    if not _is_public(home, ALLOWED, whole=True) or not (_is_part(found) or _is_builder(found)):
-        raise _forbidden(path, where, allowed)
-    return found
-
-
-def _is_public(path: Any, prefixes: Iterable[str], whole: bool = False) -> bool:
-    """Whether no part of a dotted path is private, and it starts like one of the prefixes (`whole`: with all of it)."""
-    if not isinstance(path, str):
-        return False
-    starts = [prefix if whole else prefix.split(".")[0] for prefix in prefixes]
-    private = any(part.startswith(("_", "<")) for part in path.split("."))
-    return not private and any(_under(path, start) for start in starts)
-
-
-def _is_part(found: Any) -> bool:
-    """A class whose constructor opens no file."""
-    return inspect.isclass(found) and not any(_name(parent) in READERS for parent in found.__mro__)
-
-
-def _is_builder(found: Any) -> bool:
-    """A function that makes a network or an optimizer and does nothing else: any other may do anything."""
-    if not inspect.isfunction(found) or "." in found.__qualname__:
-        return False
-    if _under(found.__module__, "torchvision.models"):
-        models = sys.modules["torchvision.models"]
-        return any(models.get_model_builder(name) is found for name in models.list_models())
-    made = _hints(found).get("return")
-    return inspect.isclass(made) and any(_name(parent) == "torch.optim.optimizer.Optimizer" for parent in made.__mro__)
-
-
-def _find(path: str, where: str, allowed: Iterable[str]) -> Any:
-    """What `path` leads to. Only allowed packages are imported, and those around them: importing runs code too."""
-    parts = path.split(".")
-    for split in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:split])
-        if not any(_under(name, prefix) or _under(prefix, name) for prefix in allowed):
-            continue
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not _under(name, error.name):
-                raise ConfigError(
-                    f"{where}._target_={path} needs the module '{error.name}', which is not installed",
-                    fix=f"pip install the package that provides '{error.name}'",
-                ) from error
-            continue
-        for index, part in enumerate(parts[split:]):
-            if not hasattr(found, part):
-                near = closest(part, (n for n in vars(found) if not n.startswith("_")))
-                raise ConfigError(
-                    f"{where}._target_={path}: '{'.'.join(parts[: split + index])}' has no '{part}'",
-                    fix=f"did you mean {near}?" if near else None,
-                )
-            found = getattr(found, part)
-        return found
-    raise ConfigError(f"{where}._target_={path}: there is no module '{parts[0]}'")
-
-
-def _under(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
-
-
-def _forbidden(path: object, where: str, allowed: Iterable[str]) -> ConfigError:
-    return ConfigError(
-        f"{where}._target_={path} is not a class or function of an allowed package",
-        expected=f"something defined in {listed(allowed, 20)}",
-        fix="for your own package: allow_targets=[mypkg] on the command line or in a local YAML file",
-    )
+from segtrain.targets import dotted_name, resolve, type_hints
 
 
 def parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -140,7 +27,7 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter]
     """
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if not inspect.isclass(target):
-        every, hints = inspect.signature(target).parameters.values(), _hints(target)
+        every, hints = inspect.signature(target).parameters.values(), type_hints(target)
         named = {p.name: p.replace(annotation=hints.get(p.name, p.annotation)) for p in every if p.kind in kinds}
         return named, any(p.kind == p.VAR_KEYWORD for p in every)
     found: dict[str, inspect.Parameter] = {}
@@ -148,7 +35,7 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter]
         if "__init__" not in vars(parent) or parent is object:
             continue
         constructor = vars(parent)["__init__"]
-        hints = _hints(constructor)
+        hints = type_hints(constructor)
         own = list(inspect.signature(constructor).parameters.values())[1:]
         for p in own:
             if p.kind in kinds:
@@ -156,13 +43,6 @@ def parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter]
         if not any(p.kind == p.VAR_KEYWORD for p in own):
             return found, False
     return found, not found
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # hints of foreign code that only exist for type checkers
-        return {}
 
 
 def check(
@@ -185,7 +65,7 @@ def check(
     """
     known, open_ended = parameters(target)
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{where}={node}", expected=f"the keys of {_name(target)}: {listed(known, 30)}")
+        raise ConfigError(f"{where}={node}", expected=f"the keys of {dotted_name(target)}: {listed(known, 30)}")
     for key, value in node.items():
         if key == "_target_":
             continue
@@ -194,7 +74,7 @@ def check(
                 continue
             near = closest(key, [name for name in known if name not in set(runtime)])
             raise ConfigError(
-                f"{_at(where, key)} is not a key of {_name(target)}",
+                f"{_at(where, key)} is not a key of {dotted_name(target)}",
                 expected=listed(sorted(name for name in known if name not in set(runtime)), 30),
                 fix=f"did you mean {_at(where, near)}?" if near else None,
             )
@@ -202,7 +82,9 @@ def check(
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in node and name not in runtime and name != "self":
             place = _at(where, name)
-            raise ConfigError(f"{place} is missing", expected=f"a value for {_name(target)}", fix=f"set {place}=…")
+            raise ConfigError(
+                f"{place} is missing", expected=f"a value for {dotted_name(target)}", fix=f"set {place}=…"
+            )
 
 
 def _at(where: str, key: str) -> str:
@@ -280,7 +162,7 @@ def takes(target: Callable[..., Any], name: str) -> bool:
 
 def _adapter(hint: Any) -> TypeAdapter[Any] | None:
     """None where the hint holds classes that no plain value can be an instance of, or names that cannot be found."""
-    if isinstance(hint, str):  # of foreign code, see `_hints`; the constructor has the last word
+    if isinstance(hint, str):  # of foreign code, see `targets.type_hints`; the constructor has the last word
         return None
     try:
         return TypeAdapter(_by_name(hint), config=ConfigDict(arbitrary_types_allowed=False, allow_inf_nan=False))
@@ -312,7 +194,3 @@ def _choices(item: Mapping[str, Any]) -> list[str]:
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _name(target: Callable[..., Any]) -> str:
-    return f"{target.__module__}.{target.__qualname__}"

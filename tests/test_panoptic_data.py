@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from segtrain import signatures
+from segtrain import signatures, targets
 from segtrain.data.loader import LoaderOptions
 from segtrain.data.panoptic.cityscapes import CityscapesPanoptic
 from segtrain.data.panoptic.coco import CocoPanoptic
@@ -49,7 +49,7 @@ def put(path: Path, pixels: np.ndarray) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_is_an_argument_and_classes_things_and_colors_fit(name: str) -> None:
     config = node(name)
-    target = signatures.resolve(config["_target_"], "data")
+    target = targets.resolve(config["_target_"], "data")
     known, _ = signatures.parameters(target)
     assert set(config) - {"_target_"} <= set(known)
     assert set(config["things"]) < set(config["classes"])

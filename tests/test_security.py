@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from segtrain import signatures
+from segtrain import signatures, targets
 from segtrain.checkpoint import digest, load, save
 from segtrain.composition import compose
 from segtrain.errors import ConfigError
@@ -166,7 +166,7 @@ def test_a_name_is_not_imported_to_find_out_that_it_is_refused(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     for path in ("trap_of_the_import.Net", "torch.utils.trap_of_the_import", "torch.utils.bottleneck.__main__.main"):
         with pytest.raises(ConfigError):
-            signatures.resolve(path, "model")
+            targets.resolve(path, "model")
     assert not (tmp_path / "sprung").exists()
     assert "torch.utils.bottleneck.__main__" not in sys.modules
 
@@ -180,11 +180,11 @@ def test_every_function_that_a_name_reaches_builds_a_network_or_an_optimizer() -
     builders = {torchvision.models.get_model_builder(name) for name in torchvision.models.list_models()}
     reached = set()
     for name, module in list(sys.modules.items()):
-        if any(name == allowed or name.startswith(allowed + ".") for allowed in signatures.ALLOWED):
+        if any(name == allowed or name.startswith(allowed + ".") for allowed in targets.ALLOWED):
             for attribute, found in list(vars(module).items()):
                 if callable(found) and not isinstance(found, type):
                     try:
-                        reached.add(signatures.resolve(f"{name}.{attribute}", "x"))
+                        reached.add(targets.resolve(f"{name}.{attribute}", "x"))
                     except ConfigError:
                         continue
     own = {found for found in reached if found.__module__.startswith("segtrain.optim")}
