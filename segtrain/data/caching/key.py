@@ -1,13 +1,12 @@
 """When is a cache of decoded samples the right one? When nothing that makes a sample has changed since.
 
 The key covers the files (name, size, time of change), the dataset's class and settings, and the programs that decode
-or draw. What a class of the user's own imports from other files is not seen.
+or draw: versions of packages, and the source files of segtrain and of the user's own package that the class imports.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +17,13 @@ import numpy as np
 import PIL
 
 from segtrain import __version__
-from segtrain.data import labels, reading
 from segtrain.data.caching.index import FORMAT
+from segtrain.data.caching.sources import sources_of
 from segtrain.data.dataset import SegmentationDataset
-from segtrain.errors import ConfigError
 from segtrain.types import Record
 
 _NOT_ABOUT_SAMPLES = ("root", "download", "limit")
 """Settings that say where the files are and how many are used, which the files themselves tell."""
-_NOT_OURS = ("torch", "typing", "builtins", "abc")
 
 
 def cache_key(dataset: SegmentationDataset, settings: Mapping[str, Any], stamps: Sequence[Sequence[Any]]) -> str:
@@ -43,7 +40,7 @@ def cache_key(dataset: SegmentationDataset, settings: Mapping[str, Any], stamps:
         "format": FORMAT,
         "versions": [__version__, PIL.__version__, np.__version__, cv2.__version__],
         "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
-        "sources": _sources(type(dataset)),
+        "sources": sources_of(type(dataset)),
         "settings": {name: value for name, value in settings.items() if name not in _NOT_ABOUT_SAMPLES},
         "split": dataset.split,
         "channels": dataset.channels,
@@ -73,24 +70,6 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     except OSError:
         return path.name, -1, -1  # reading it will say what is wrong, together with all others
     return path.name, found.st_size, found.st_mtime_ns
-
-
-def _sources(kind: type) -> list[str]:
-    """Digests of the source files that read and make samples; segtrain's own too, as its version outlives edits."""
-    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _NOT_OURS]
-    return [_source_digest(part) for part in (*own, reading, labels)]
-
-
-def _source_digest(part: Any) -> str:
-    try:
-        file = inspect.getsourcefile(part)
-        return hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
-    except (OSError, TypeError) as error:
-        raise ConfigError(
-            f"the source file of {part.__module__}.{part.__qualname__} cannot be read",
-            expected="a class in a file: a cache on disk must know when the class changes",
-            fix="put the class into a module of its own, or set data.cache=ram or data.cache=none",
-        ) from error
 
 
 def _plain(value: Any) -> Any:
