@@ -1,7 +1,6 @@
 """One run per folder: a second one is refused by the name of the first, and a dead one's lock is taken over.
 
-The system's own lock on an open file says whether the owner lives: it falls when its process ends, however it ends. The
-file's content only says who that is.
+The lock on the file says whether the owner lives; its content only says who that is.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -18,22 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from segtrain.errors import ConfigError, ResourceError
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_to_lock(handle: int) -> None:
-        os.lseek(handle, 2**20, os.SEEK_SET)  # behind the content: Windows lets nobody read locked bytes
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-
-    TAKEN: tuple[type[OSError], ...] = (BlockingIOError, PermissionError)
-else:
-    import fcntl
-
-    def _try_to_lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    TAKEN = (BlockingIOError,)
+from segtrain.file_lock import take_if_free
 
 NAME = "run.lock"
 
@@ -112,13 +95,13 @@ class FolderLock:
     def _locked(self, handle: int) -> bool:
         """Whether the lock is ours; False: on a file that is not the folder's any more."""
         try:
-            _try_to_lock(handle)
-        except TAKEN as error:
-            os.close(handle)
-            raise self._taken() from error
+            ours = take_if_free(handle)
         except OSError as error:
             self.say(f"warning: {self.path} cannot be locked ({error.strerror}): nothing keeps a second run out of it")
             return True
+        if not ours:
+            os.close(handle)
+            raise self._taken()
         return _same(handle, self.path)
 
     def _me(self) -> dict[str, Any]:

@@ -111,15 +111,15 @@ def test_a_lock_won_on_a_file_that_is_just_removed_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first owner may end between our opening its file and our locking it."""
-    real, tries = lock._try_to_lock, []
+    real, tries = lock.take_if_free, []
 
-    def removed_meanwhile(handle: int) -> None:
+    def removed_meanwhile(handle: int) -> bool:
         if not tries:
             (tmp_path / "run.lock").unlink()
         tries.append(handle)
-        real(handle)
+        return real(handle)
 
-    monkeypatch.setattr(lock, "_try_to_lock", removed_meanwhile)
+    monkeypatch.setattr(lock, "take_if_free", removed_meanwhile)
     with locked(tmp_path, []):
         assert len(tries) == 2
         monkeypatch.undo()
@@ -128,10 +128,10 @@ def test_a_lock_won_on_a_file_that_is_just_removed_does_not_count(
 
 
 def test_a_file_system_without_locks_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(handle: int) -> None:
+    def no_locks(handle: int) -> bool:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(lock, "_try_to_lock", no_locks)  # none is at hand here
+    monkeypatch.setattr(lock, "take_if_free", no_locks)  # none is at hand here
     said: list[str] = []
     with locked(tmp_path, said):
         pass

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from segtrain import file_lock
 from segtrain.data.caching.room import size_text
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.errors import ConfigError, ResourceError
@@ -50,11 +51,12 @@ def locked(home: Path, say: Say) -> Iterator[None]:
     with file:
         if not _try_lock(file, home):
             say(f"cache    waiting for another process that builds the cache {home}")
-            _lock(file, home)
+            with _locking(home):
+                file_lock.wait_for(file.fileno())
         try:
             yield
         finally:
-            _unlock(file)
+            file_lock.leave(file.fileno())
 
 
 @contextmanager
@@ -118,7 +120,7 @@ def _sweep(home: Path, own: Path, say: Say) -> None:
         with lock.open("ab") as file:
             if _try_lock(file, other):
                 _remove_left(left, say)
-                _unlock(file)
+                file_lock.leave(file.fileno())
 
 
 def _remove_left(left: Path, say: Say) -> None:
@@ -129,43 +131,27 @@ def _remove_left(left: Path, say: Say) -> None:
 
 
 def _try_lock(file: IO[bytes], home: Path) -> bool:
-    try:
-        _flock(file, home, wait=False)
-    except BlockingIOError:
-        return False
-    return True
+    with _locking(home):
+        return file_lock.take_if_free(file.fileno())
 
 
-def _lock(file: IO[bytes], home: Path) -> None:
-    _flock(file, home, wait=True)
-
-
-def _flock(file: IO[bytes], home: Path, *, wait: bool) -> None:
-    try:
-        import fcntl
-    except ImportError as error:
+@contextmanager
+def _locking(home: Path) -> Iterator[None]:
+    """Turns a system or a disk without locks into an error that says what to do."""
+    if not file_lock.CAN_WAIT:
         raise ConfigError(
             "data.cache=disk needs file locks, which this system has not (fcntl)",
             expected="Linux or macOS",
             fix="data.cache=none",
-        ) from error
+        )
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
+        yield
     except OSError as error:
         raise ResourceError(
             f"the cache folder's disk does not lock files: {error.strerror}",
             where=home.parent,
             fix="set data.cache_dir to a folder on another disk, or data.cache=ram",
         ) from error
-
-
-def _unlock(file: IO[bytes]) -> None:
-    import fcntl
-
-    # Closing is not enough: a process forked meanwhile has the file open too.
-    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _sync(folder: Path) -> None:
