@@ -22,6 +22,7 @@ from torch import nn
 
 from segtrain import __version__, distributed
 from segtrain.checkpoint_content import names_each_class
+from segtrain.clashes import refuse_clashes
 from segtrain.composition import compose, run_id
 from segtrain.data.images import ImageDataset
 from segtrain.data.loader import EvalLoader, LoaderOptions, TrainLoader
@@ -86,7 +87,7 @@ def build(
         ConfigError, DataError, CheckpointError: as each part finds.
     """
     settings = Settings(cfg)
-    settings.refuse_clashes()
+    refuse_clashes(settings)
     inference = settings.make("inference")  # first: it may need a package that is not there
     options = settings.options
     device = join(settings)

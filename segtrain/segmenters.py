@@ -12,6 +12,7 @@ from torch import nn
 
 from segtrain import checkpoint, distributed
 from segtrain.checkpoint_content import fetch_nothing, refuse_misfitting_content
+from segtrain.clashes import refuse_other_targets
 from segtrain.composition import lay_over
 from segtrain.data.labels import voc_palette
 from segtrain.device import amp_dtype, memory_format, pick_device
@@ -59,7 +60,7 @@ def from_checkpoint(
     cfg = lay_over(base, over or {}, choices or {})
     settings = Settings(cfg)
     _refuse_merging(settings, file)
-    settings.refuse_other_targets()
+    refuse_other_targets(settings)
     fetch_nothing(settings, over or {}, choices or {})
     settings.rider["model"] = ModelOptions(**{**vars(settings.rider["model"]), "weights": "none"})
     model = make_model(settings)[0]
@@ -120,7 +121,7 @@ def from_config(cfg: DictConfig, fix: str) -> tuple[Segmenter, str]:
     settings = Settings(cfg)
     if settings.target("task").name == PanopticTask.name:
         return merged(cfg, settings), "two networks merged"
-    settings.refuse_other_targets()
+    refuse_other_targets(settings)
     weights = settings.rider["model"].weights
     model, report = make_model(settings, load=weights != "imagenet")  # a backbone: not worth a download
     untrained = weights in ("none", "imagenet") or "head new" in report

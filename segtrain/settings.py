@@ -1,7 +1,7 @@
 """A config as checked plain data.
 
 Every node is checked against the signature of what it configures before anything is built or any data is touched: a
-wrong key, type or range, or parts that cannot work together, stop a run within a second.
+wrong key, type or range stops a run within a second.
 """
 
 from __future__ import annotations
@@ -76,13 +76,6 @@ RIDERS: dict[str, Any] = {
     "optimizer": GroupOptions,
 }
 OTHER_KEYS = ("augment", "trainer", "name", "allow_targets")
-TARGETS = {"semantic": "one class per pixel", "instance": "one mask per object", "panoptic": "segments"}
-OTHER_DATA = {
-    "semantic": "data=voc, coco_semantic, pennfudan_semantic, …; or model=maskrcnn for single objects",
-    "instance": "data=coco, pennfudan, voc_instances, cityscapes_instances, folder_instances or shapes_instances; "
-    "or a model with one class per pixel, such as model=deeplabv3plus",
-}
-"""What a task's data hold, and what to choose where others were."""
 
 
 class Settings:
@@ -182,100 +175,6 @@ class Settings:
                     text = text and text.replace(value, f"${{oc.env:{name}}}")
                 setattr(error, part, text)
             raise
-
-    def refuse_clashes(self) -> None:
-        """Data and model must agree before either is built."""
-        data, model = self.node["data"], self.node["model"]
-        classes = self.rider["data"].num_classes
-        if len(data["classes"]) != classes:
-            raise ConfigError(
-                f"data.num_classes={classes}", expected=f"{len(data['classes'])}, the length of data.classes"
-            )
-        if model.get("num_classes", classes) != classes:
-            raise ConfigError(
-                f"model.num_classes={model['num_classes']}, but the data have {classes} classes",
-                expected=f"{classes}: {listed(data['classes'])}",
-                fix="leave model.num_classes alone: it follows data.classes",
-            )
-        self._refuse_other_parts()
-        monitors = self.target("task").monitors
-        if not monitors:
-            raise ConfigError(
-                "task=panoptic is not trained: it merges the answers of two networks",
-                expected="a task that learns, for each of the two",
-                fix="train model=maskrcnn and a model with one class per pixel, each on its own data; then "
-                "evaluate task=panoptic task.semantic=PATH task.instance=PATH data=…",
-            )
-        self.refuse_other_targets()
-        if self.monitor not in monitors:
-            near = closest(self.monitor, monitors)
-            raise ConfigError(
-                f"trainer.monitor={self.monitor}",
-                expected=listed(monitors),
-                fix=f"did you mean trainer.monitor={near}?" if near else None,
-            )
-        channels = data.get("channels", 3)
-        if model.get("in_channels", channels) != channels:
-            raise ConfigError(
-                f"model.in_channels={model['in_channels']}, but images have {channels} channels",
-                fix=f"set data.channels={model['in_channels']} or leave model.in_channels alone",
-            )
-        if channels != 3 and "in_channels" not in model and model["_target_"].startswith("torchvision."):
-            raise ConfigError(
-                f"data.channels={channels}, but {model['_target_']} takes color images only",
-                expected="data.channels=3, which reads grey files too, or a model with in_channels",
-                fix="set data.channels=3, or choose a model of segtrain, as model=fcn_torchvision",
-            )
-        self._check_normalize(channels)
-
-    def _refuse_other_parts(self) -> None:
-        """Where a task names the kinds of its parts, the config must name such."""
-        task = self.target("task")
-        for part, (kind, fix) in getattr(task, "parts", {}).items():
-            found = self.target(part)
-            if not (isinstance(found, type) and issubclass(found, kind)):
-                name = self.node[part]["_target_"].rsplit(".", 1)[-1]
-                raise ConfigError(
-                    f"task={task.name} with {part}={name}",
-                    where=f"{part}._target_",
-                    expected=f"{part} of the kind that task={task.name} uses",
-                    fix=fix,
-                )
-
-    def refuse_other_targets(self) -> None:
-        """Data must hold what the task learns."""
-        if self.rider["data"].group_by_aspect and not hasattr(self.target("data"), "aspect_ratios"):
-            raise ConfigError(
-                "data.group_by_aspect=true with data whose images are cropped to one size",
-                expected="data of single objects, whose images keep their sizes",
-                fix="data.group_by_aspect=false",
-            )
-        task, kind = self.target("task").name, getattr(self.target("data"), "task", "")
-        if kind and kind != task:
-            raise ConfigError(
-                f"task={task} with data of the kind {kind}: {self.node['data']['_target_'].rsplit('.', 1)[-1]}",
-                where="data, model",
-                expected=f"data with {TARGETS[task]}" if task in TARGETS else f"data for task={task}",
-                fix=OTHER_DATA.get(task),
-            )
-
-    def _check_normalize(self, channels: int) -> None:
-        normalize = self.rider["model"].normalize
-        wrong = [key for key in ("mean", "std") if len(normalize[key]) not in (1, channels)]
-        if wrong:
-            lengths = " and ".join(f"model.normalize.{key} has {len(normalize[key])} values" for key in wrong)
-            # Pasted, it must work: both keys at once, each with as many values as there are channels.
-            values = {key: [_average(normalize[key])] * channels for key in wrong}
-            raise ConfigError(
-                f"{lengths}, images have {channels} channels",
-                expected="one value, or one per channel",
-                fix=" ".join(f"'model.normalize.{key}={values[key]}'".replace(" ", "") for key in wrong),
-            )
-
-
-def _average(values: list[float]) -> float:
-    """Three digits of the mean, which suits grey images where a value per color is given."""
-    return float(f"{sum(values) / len(values):.3g}") if values else 0.5
 
 
 def _check_parts(tree: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from segtrain.clashes import refuse_clashes
 from segtrain.composition import groups
 from segtrain.errors import ConfigError
 from segtrain.experiment import build, build_model, compose
@@ -164,7 +165,7 @@ def test_debug_bundles(tmp_path: Path, option: str, model: list[str]) -> None:
 def test_experiments(tmp_path: Path, option: str) -> None:
     """On `shapes`, from random weights: the recipe's model, loss, optimizer, schedule and augmentation fit together."""
     cfg = compose([f"experiment={option}"])
-    Settings(cfg).refuse_clashes()
+    refuse_clashes(Settings(cfg))
     if option.startswith("maskrcnn"):
         small = ["model.weights=none", *OBJECTS, "model.norm=batch", "model.trainable_layers=5"]
         learns(trainer_of(tmp_path, f"experiment={option}", *small), 1)
@@ -219,7 +220,7 @@ def test_every_model_builds_for_every_dataset_with_no_data_on_disk(data: str, mo
 @pytest.mark.parametrize("model", sorted(DETECTORS))
 def test_every_detector_builds_for_every_dataset_of_objects_with_no_data_on_disk(data: str, model: str) -> None:
     cfg = compose(without_files(data, model))
-    Settings(cfg).refuse_clashes()
+    refuse_clashes(Settings(cfg))
     with torch.device("meta"):
         network: Any = build_model(cfg)
     heads = network.roi_heads
@@ -231,13 +232,13 @@ def test_every_detector_builds_for_every_dataset_of_objects_with_no_data_on_disk
 @pytest.mark.parametrize(("model", "task"), [("unet_small", "semantic"), ("maskrcnn", "instance")])
 def test_no_model_is_trained_on_segments(data: str, model: str, task: str) -> None:
     with pytest.raises(ConfigError, match=f"task={task} with data of the kind panoptic"):
-        Settings(compose([f"data={data}", f"model={model}"])).refuse_clashes()
+        refuse_clashes(Settings(compose([f"data={data}", f"model={model}"])))
 
 
 def test_other_targets_of_pet_are_other_class_counts() -> None:
     for target, count in (("trimap", 3), ("foreground", 2), ("breed", 38)):
         cfg = compose(["data=pet", f"data.target={target}"])
-        Settings(cfg).refuse_clashes()
+        refuse_clashes(Settings(cfg))
         with torch.device("meta"):
             assert build_model(cfg).eval()(torch.zeros(1, 3, 32, 32))["out"].shape[1] == count
 

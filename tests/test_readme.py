@@ -24,6 +24,7 @@ from PIL import Image
 import segtrain
 from segtrain import errors
 from segtrain.__main__ import split_command
+from segtrain.clashes import refuse_clashes
 from segtrain.composition import COMMANDS, compose, groups, lay_over, leaf_keys, split_overrides
 from segtrain.data.scan import scan
 from segtrain.errors import ConfigError, DataError, SegtrainError
@@ -89,7 +90,7 @@ def check_line(line: str) -> None:
     command, rest = split_command(words)
     for job in jobs(rest):
         if command == "train":
-            Settings(compose(job)).refuse_clashes()
+            refuse_clashes(Settings(compose(job)))
             continue
         cfg: Any = OmegaConf.to_container(compose(split_overrides(command, job), command))
         if command == "compare":
