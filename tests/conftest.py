@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pages import CHROMIUM, Browser
 
 # Before torch is imported: two test processes with a thread per core each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -115,3 +116,13 @@ def trained(program: Door, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def checkpoint(trained: Trained) -> Path:
     """The `best.pt` of `trained`: a U-Net of 5 classes."""
     return trained.best
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A page in a real browser, where there is one."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()

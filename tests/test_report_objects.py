@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import runpy
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pages import BOMB, Browser, Outline
 
 from segtrain.instances import Detections, Instances, boxes_around
 from segtrain.metrics.objects import JudgedObjects
@@ -22,21 +21,9 @@ from segtrain.report.objects import instance_page
 from segtrain.report.objects_curves import mean_precision
 from segtrain.types import Record
 
-# The browser and the outline of that page serve here as they are.
-PAGES = runpy.run_path(str(Path(__file__).with_name("test_report.py")))
-CHROMIUM, Browser, Outline, BOMB = (PAGES[name] for name in ("CHROMIUM", "Browser", "Outline", "BOMB"))
 CLASSES = ["background", "cat", "dog", "emu"]
 PALETTE = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 def made_scores(names: list[str]) -> dict[str, Any]:
@@ -106,7 +93,7 @@ def page_of(
 
 
 @pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Any:
+def opened(browser: Browser, tmp_path: Path) -> Browser:
     """The made page in the browser."""
     file = tmp_path / "report.html"
     file.write_text(page_of(), encoding="utf-8")
@@ -244,7 +231,9 @@ def test_of_many_classes_the_weakest_are_open_and_the_never_found_are_named() ->
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_renders_alone_without_a_complaint_or_overflow(browser: Any, tmp_path: Path, width: int, dark: bool) -> None:
+def test_it_renders_alone_without_a_complaint_or_overflow(
+    browser: Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
     file = tmp_path / "report.html"
     file.write_text(page_of(), encoding="utf-8")
     browser.open(file, width, dark)
@@ -257,7 +246,7 @@ def test_it_renders_alone_without_a_complaint_or_overflow(browser: Any, tmp_path
     assert browser.run("[...document.images].every((one) => one.naturalWidth > 0)")
 
 
-def test_names_lie_over_their_picture(opened: Any) -> None:
+def test_names_lie_over_their_picture(opened: Browser) -> None:
     box = (
         "(one => { const r = one.getBoundingClientRect(); return [r.left, r.top, r.width, r.height].map(Math.round) })"
     )
@@ -266,13 +255,13 @@ def test_names_lie_over_their_picture(opened: Any) -> None:
     assert opened.run(f"{box}({panel})")[3] > 50
 
 
-def test_swatches_have_the_colors_of_the_pictures(opened: Any) -> None:
+def test_swatches_have_the_colors_of_the_pictures(opened: Browser) -> None:
     for kind, color in OUTCOME_COLORS.items():
         shown = opened.run(f"getComputedStyle(document.querySelector('.swatch .kind-{kind}')).fill")
         assert shown == f"rgb({', '.join(map(str, color))})"
 
 
-def test_classes_are_sorted_by_each_button(opened: Any) -> None:
+def test_classes_are_sorted_by_each_button(opened: Browser) -> None:
     rows = "[...document.querySelectorAll('#class-table tbody tr')]"
     for key, order in {
         "ap": ["dog", "cat", "emu"],  # emu has no AP: it is not the weakest
@@ -285,14 +274,14 @@ def test_classes_are_sorted_by_each_button(opened: Any) -> None:
         assert opened.run(f"{rows}.map((row) => row.dataset.name)") == order
 
 
-def shown_images(browser: Any) -> list[str]:
+def shown_images(browser: Browser) -> list[str]:
     found: list[str] = browser.run(
         "[...document.querySelectorAll('.image:not([hidden]) h3')].map((one) => one.textContent)"
     )
     return found
 
 
-def test_classes_and_outcomes_filter_the_images(opened: Any) -> None:
+def test_classes_and_outcomes_filter_the_images(opened: Browser) -> None:
     assert shown_images(opened) == ["image0", "image1", "image2"]
     opened.run("document.querySelector('[data-class=\"3\"]').click()")
     assert shown_images(opened) == ["image1", "image2"]
@@ -305,7 +294,7 @@ def test_classes_and_outcomes_filter_the_images(opened: Any) -> None:
     assert shown_images(opened) == ["image0", "image1"]
 
 
-def test_the_keyboard_opens_turns_and_closes_the_large_view(opened: Any) -> None:
+def test_the_keyboard_opens_turns_and_closes_the_large_view(opened: Browser) -> None:
     opened.run("document.querySelector('.open').focus()")
     opened.press("Enter")
     assert opened.run("document.getElementById('large-title').textContent") == "image0"
@@ -319,7 +308,7 @@ def test_the_keyboard_opens_turns_and_closes_the_large_view(opened: Any) -> None
     assert opened.complaints() == []
 
 
-def test_hostile_names_are_text_everywhere(browser: Any, tmp_path: Path) -> None:
+def test_hostile_names_are_text_everywhere(browser: Browser, tmp_path: Path) -> None:
     names = ["background", BOMB, "<script>window.hit=1</script>", "javascript:window.hit=1"]
     page = page_of(names, worst_of_three(names, BOMB), title=BOMB, protocol={BOMB: BOMB})
     assert len(Outline(page).all("script")) == 1
