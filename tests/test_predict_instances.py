@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from interruption import contents, stopped_and_gone_on
 from PIL import Image
 
 from segtrain.checkpoint import load, save
@@ -91,12 +90,6 @@ def pixels(path: Path) -> np.ndarray:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All that is written but for the journal, which has times."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "results.jsonl"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 # --- what is written ---------------------------------------------------------------------------------------------
@@ -296,27 +289,8 @@ def _with(kind: type, classes: list[str]) -> Any:
 # --- going on ----------------------------------------------------------------------------------------------------
 
 
-def test_after_a_stop_the_results_are_those_of_one_call(
-    predict: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from segtrain.prediction import flow
-
-    assert predict("input=photos", "data.batch_size=1").code == 0
-    whole = contents(tmp_path / "out")
-    real = flow.predict_batch
-
-    def interrupted(*args: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(flow, "predict_batch", interrupted)
-        done = predict("input=photos", "data.batch_size=1", "overwrite=true")
-    assert done.code == 143, done.err
-    assert not (tmp_path / "out/coco_results.json").exists()  # an older one would tell of other files than are there
-    done = predict("input=photos", "data.batch_size=1")
-    assert (done.code, "done   1 of 5" in done.out) == (0, True)
-    assert contents(tmp_path / "out") == whole
+def test_after_a_stop_the_results_are_those_of_one_call(predict: Any, photos: Path, tmp_path: Path) -> None:
+    whole = stopped_and_gone_on(predict, tmp_path / "out", images=5, collected="coco_results.json")
     # Nor is anything lost where all is done, or where one call after the other adds images.
     assert predict("input=photos").code == 0
     assert contents(tmp_path / "out") == whole

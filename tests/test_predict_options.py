@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from interruption import sigterm_in_each_batch
 from PIL import Image
 
 from segtrain.data.reading import read_image
@@ -213,25 +214,13 @@ def test_after_a_kill_the_rest_is_done_and_nothing_is_half_written(
     assert not list((tmp_path / "out").rglob(".*"))
 
 
-def test_a_signal_finishes_the_batch_and_says_how_to_go_on(
-    predict: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from segtrain.prediction import flow
-
-    real = flow.predict_batch
-
-    def interrupted(*args: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
-
-    monkeypatch.setattr(flow, "predict_batch", interrupted)
-    done = predict("input=photos", "data.batch_size=5")
+def test_a_signal_finishes_the_batch_and_says_how_to_go_on(predict: Any, photos: Path, tmp_path: Path) -> None:
+    with sigterm_in_each_batch():
+        done = predict("input=photos", "data.batch_size=5")
     assert done.code == 143, done.err
     assert "stopped with 5 of 8 images done; their files are whole" in done.err
     assert "to go on: python -m segtrain predict checkpoint=" in done.err
     assert "output=out" in done.err
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     again = predict("input=photos", "data.batch_size=5")
     assert (again.code, "done   5 of 8" in again.out) == (0, True)
     assert len(times(tmp_path / "out")) == 8

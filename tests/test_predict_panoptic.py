@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interruption import stopped_and_gone_on
 from PIL import Image
 
 from segtrain.data.panoptic.files import read_index
@@ -86,12 +85,6 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """All that is written but for the journal, which has times."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "results.jsonl"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
 def test_pictures_and_lists_say_what_the_two_networks_say(
     predict: Any, pair: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
@@ -131,27 +124,8 @@ def test_pictures_and_lists_say_what_the_two_networks_say(
     assert sum(summary["pixels"].values()) + summary["abstained"] == 40 * (48 + 49 + 50)
 
 
-def test_after_a_stop_the_list_is_that_of_one_call(
-    predict: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from segtrain.prediction import flow
-
-    assert predict("input=photos", "data.batch_size=1").code == 0
-    whole = contents(tmp_path / "out")
-    real = flow.predict_batch
-
-    def interrupted(*args: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(flow, "predict_batch", interrupted)
-        done = predict("input=photos", "data.batch_size=1", "overwrite=true")
-    assert done.code == 143, done.err
-    assert not (tmp_path / "out/panoptic.json").exists()
-    done = predict("input=photos", "data.batch_size=1")
-    assert (done.code, "done   1 of 3" in done.out) == (0, True)
-    assert contents(tmp_path / "out") == whole
+def test_after_a_stop_the_list_is_that_of_one_call(predict: Any, photos: Path, tmp_path: Path) -> None:
+    stopped_and_gone_on(predict, tmp_path / "out", images=3, collected="panoptic.json")
 
 
 @pytest.mark.parametrize(
