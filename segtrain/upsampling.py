@@ -35,9 +35,11 @@ def upsampled_labels(native: Tensor, size: Iterable[int], align_corners: bool = 
     for one, out in zip(native.split(1), labels.split(1), strict=True):
         if native.shape[-2:] == (height, width):
             out.copy_(one.max(1).indices)
+        elif native.device.type != "cpu":  # where asking whether all is finite would wait for it
+            _compare(one, out, align_corners)
         elif not bool(one.isfinite().all()):  # masked classes or a network that diverged: what `max` makes of them
             out.copy_(resize_logits(one, (height, width), align_corners).max(1).indices)
-        elif native.device.type == "cpu" and native.dtype == torch.float32:
+        elif native.dtype == torch.float32:
             _compare_bands(one, out, align_corners)
         else:
             _compare(one, out, align_corners)
@@ -56,8 +58,8 @@ def _compare(native: Tensor, labels: Tensor, align_corners: bool) -> None:
             best = values
             labels.copy_(found)
             continue
-        # Only where larger: of equal logits the first class has it, as with `max`.
-        torch.where(values > best, found, labels, out=labels)
+        # Only where larger: of equal logits the first class has it, and the first that is no number, as with `max`.
+        torch.where((values <= best) | best.isnan(), labels, found, out=labels)
         torch.maximum(best, values, out=best)
 
 

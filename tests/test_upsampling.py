@@ -98,6 +98,18 @@ def test_classes_that_are_masked_or_broken_are_labelled_as_by_the_largest_logit(
     assert upsampled_labels(native[:0], (37, 29)).shape == (0, 37, 29)
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+@pytest.mark.parametrize("where", [slice(0, 1), slice(5, 6), slice(3, 20), slice(0, 20)])
+def test_a_gpu_labels_them_alike_without_asking_whether_there_are_any(value: float, where: slice) -> None:
+    torch.manual_seed(0)
+    native = torch.randn(1, 20, 9, 9)
+    native[0, where, 2:5, 3:] = value
+    native[0, 17, 6, 6] = torch.nan
+    labels = torch.empty(1, 37, 29, dtype=torch.uint8)
+    upsampling._compare(native, labels, align_corners=False)
+    assert torch.equal(labels, plain(native, (37, 29)))
+
+
 def test_values_that_are_not_numbers_drop_no_class() -> None:
     native = torch.full((1, 3, 4, 4), torch.nan)
     assert possible_classes(native).all()

@@ -16,6 +16,9 @@ from segtrain.types import IGNORE_INDEX
 LABELS_PER_CALL = 2**24
 """OpenCV counts in float32, whose integers are exact up to here."""
 
+LANES = 32
+"""Tables that an accelerator counts in side by side: neighbours are mostly alike, and threads queue at one counter."""
+
 Labels = Tensor | np.ndarray
 Absent = Literal["ignore", "target_only", "zero"]
 ABSENT: tuple[Absent, ...] = get_args(Absent)
@@ -187,9 +190,13 @@ class ConfusionMatrix:
             self._check(prediction, target)  # waits for the device; bytes need not, they all have a place in the table
         classes = self.num_classes
         rows = torch.where(target < classes, target.long(), classes + 1).masked_fill(target == IGNORE_INDEX, classes)
-        pairs = rows * (classes + 1) + prediction.long().clamp(max=classes)
+        pairs = (rows * (classes + 1) + prediction.long().clamp(max=classes)).flatten()
+        # Not `bincount`, which reads the least and the largest value back on a GPU, whatever its `minlength`.
         bins = (classes + 2) * (classes + 1)
-        return torch.bincount(pairs.flatten(), minlength=bins).view(classes + 2, classes + 1)
+        lane = torch.arange(len(pairs), device=pairs.device) % LANES
+        ones = torch.ones_like(pairs, dtype=torch.int32)
+        counts = ones.new_zeros(LANES * bins).scatter_add_(0, lane * bins + pairs, ones)
+        return counts.view(LANES, classes + 2, classes + 1).sum(0)
 
     def _check(self, prediction: Labels, target: Labels) -> None:
         """Raises if a value is no class."""
