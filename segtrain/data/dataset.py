@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from segtrain.data.batches import stacked
-from segtrain.data.images import ImageDataset, Transform
+from segtrain.data.images import ImageDataset, Transform, refuse_unequal
 from segtrain.data.labels import LabelMap
 from segtrain.data.reading import read_mask
-from segtrain.errors import DataError, SegtrainError
+from segtrain.errors import SegtrainError
 from segtrain.types import Batch, Record
 
 Sample = tuple[np.ndarray, np.ndarray, Record]
@@ -68,15 +68,15 @@ class SegmentationDataset(ImageDataset[np.ndarray]):
         """The untransformed image (H, W, C) and class indices (H, W) uint8 of one record."""
         image = self.read_image(record)
         target = self.read_target(record)
-        if image.shape[:2] != target.shape:
-            raise DataError(
-                "image and mask have different sizes (width x height)",
-                where=f"{record.image} is {image.shape[1]}x{image.shape[0]}, "
-                f"{record.target} is {target.shape[1]}x{target.shape[0]}",
-                expected="one mask pixel per image pixel",
-                fix="resize or re-export the mask; an image with an EXIF rotation is read upright, "
-                "data.exif=ignore reads it as it is stored",
-            )
+        refuse_unequal(
+            image,
+            record,
+            target.shape,
+            found="image and mask have different sizes",
+            other=f"{record.target} is",
+            expected="one mask pixel per image pixel",
+            fix="resize or re-export the mask",
+        )
         return image, target
 
     def read_target(self, record: Record) -> np.ndarray:

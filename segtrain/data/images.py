@@ -268,5 +268,22 @@ def files_by_stem(paths: Iterable[Path], folder: Path, suffix: str = "") -> dict
     return dict(sorted(found.items()))
 
 
+def refuse_unequal(
+    image: np.ndarray, record: Record, size: tuple[int, ...], *, found: str, other: str, expected: str, fix: str
+) -> None:
+    """Refuses an image (H, W, C) whose target has another (height, width): `other` says what of the target has it.
+
+    Raises:
+        DataError: they differ.
+    """
+    if image.shape[:2] != size:
+        raise DataError(
+            f"{found} (width x height)",
+            where=f"{record.image} is {image.shape[1]}x{image.shape[0]}, {other} {size[1]}x{size[0]}",
+            expected=expected,
+            fix=f"{fix}; an image with an EXIF rotation is read upright, data.exif=ignore reads it as it is stored",
+        )
+
+
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()

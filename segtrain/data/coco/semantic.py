@@ -11,7 +11,7 @@ from segtrain.data.coco.faults import OnBad
 from segtrain.data.coco.layout import GET_IT, LAYOUT, split_file, split_folder
 from segtrain.data.coco.samples import open_samples, require_images
 from segtrain.data.dataset import SegmentationDataset
-from segtrain.errors import DataError
+from segtrain.data.images import refuse_unequal
 from segtrain.types import IGNORE_INDEX, NonNegativeInt, Record
 
 
@@ -74,15 +74,15 @@ class CocoSemantic(SegmentationDataset):
     def load(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         image = self.read_image(record)
         target = self.read_target(record)
-        if image.shape[:2] != target.shape:
-            raise DataError(
-                "the image has another size than the annotations say (width x height)",
-                where=f"{record.image} is {image.shape[1]}x{image.shape[0]}, "
-                f"listed in {record.target} as {target.shape[1]}x{target.shape[0]}",
-                expected="the image that the annotations were drawn on",
-                fix="get the image again; one with an EXIF rotation is read upright, "
-                "data.exif=ignore reads it as it is stored",
-            )
+        refuse_unequal(
+            image,
+            record,
+            target.shape,
+            found="the image has another size than the annotations say",
+            other=f"listed in {record.target} as",
+            expected="the image that the annotations were drawn on",
+            fix="get the image again",
+        )
         return image, target
 
     def read_target(self, record: Record) -> np.ndarray:

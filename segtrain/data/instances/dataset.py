@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from segtrain.data.batches import Loaded, color_matrices
-from segtrain.data.images import ImageDataset, Transform
+from segtrain.data.images import ImageDataset, Transform, refuse_unequal
 from segtrain.data.reading import read_size
-from segtrain.errors import ConfigError, DataError
+from segtrain.errors import ConfigError
 from segtrain.instances import InstanceBatch, Instances
 from segtrain.types import Record
 
@@ -76,15 +76,15 @@ class InstanceDataset(ImageDataset[Instances]):
         """The untransformed image (H, W, C) and its objects."""
         image = self.read_image(record)
         found = self.read_objects(record)
-        if found.size != image.shape[:2]:
-            raise DataError(
-                "image and objects have different sizes (width x height)",
-                where=f"{record.image} is {image.shape[1]}x{image.shape[0]}, "
-                f"the objects of {record.target or record.name} are {found.size[1]}x{found.size[0]}",
-                expected="masks of the image's size",
-                fix="export the objects again from this image; an image with an EXIF rotation is read upright, "
-                "data.exif=ignore reads it as it is stored",
-            )
+        refuse_unequal(
+            image,
+            record,
+            found.size,
+            found="image and objects have different sizes",
+            other=f"the objects of {record.target or record.name} are",
+            expected="masks of the image's size",
+            fix="export the objects again from this image",
+        )
         return image, found
 
     @staticmethod

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from segtrain.data.batches import Loaded
-from segtrain.data.images import ImageDataset
-from segtrain.errors import ConfigError, DataError, listed
+from segtrain.data.images import ImageDataset, refuse_unequal
+from segtrain.errors import ConfigError, listed
 from segtrain.panoptic import Panoptic, PanopticBatch
 from segtrain.types import Record
 
@@ -70,13 +70,13 @@ class PanopticDataset(ImageDataset[Panoptic]):
         """The untransformed image (H, W, C) and its segments."""
         image = self.read_image(record)
         found = self.read_segments(record)
-        if found.size != image.shape[:2]:
-            raise DataError(
-                "image and segments have different sizes (width x height)",
-                where=f"{record.image} is {image.shape[1]}x{image.shape[0]}, "
-                f"{record.target} is {found.size[1]}x{found.size[0]}",
-                expected="one segment id per image pixel",
-                fix="export the segments again from this image; an image with an EXIF rotation is read upright, "
-                "data.exif=ignore reads it as it is stored",
-            )
+        refuse_unequal(
+            image,
+            record,
+            found.size,
+            found="image and segments have different sizes",
+            other=f"{record.target} is",
+            expected="one segment id per image pixel",
+            fix="export the segments again from this image",
+        )
         return image, found
