@@ -7,11 +7,11 @@ from typing import Any
 
 from segtrain.object_gallery import WorstObjects
 from segtrain.report import charts
-from segtrain.report.markup import Html, count, element, joined, number, percent
+from segtrain.report.markup import Html, count, element, number, percent
 from segtrain.report.objects_curves import Curves, curve_section, mean_precision, overlap_section
 from segtrain.report.objects_worst import worst_section
 from segtrain.report.page import document
-from segtrain.report.tables import Column, head_row, protocol_section, scrolling, section, table, tile
+from segtrain.report.tables import Column, head_row, protocol_section, scrolling, section, sort_tools, table, tile
 from segtrain.report.wording import object_summary
 from segtrain.report.worst import dialog
 
@@ -91,18 +91,6 @@ def class_section(
     scores: dict[str, Any], classes: list[str], palette: list[list[int]], curves: Curves, by_size: BySize
 ) -> Html:
     """One bar per class, to be sorted."""
-    buttons = joined(
-        element("button", label, type="button", data_sort=key, aria_pressed="true" if key == "order" else "false")
-        for key, label in ORDERS
-    )
-    tools = element(
-        "div",
-        element("span", "Sort by", id="sort-label"),
-        buttons,
-        class_="tools",
-        role="group",
-        aria_labelledby="sort-label",
-    )
     rows = [
         _class_row(scores, index, name, palette[index], curves.get(name), by_size.get(name, {}))
         for index, name in enumerate(classes)
@@ -114,9 +102,8 @@ def class_section(
         "Small, medium and large is the mask AP of objects under 32² px, under 96² px and above; - where there are "
         "none. Crowds are not counted."
     )
-    return section(
-        "classes", "Classes", element("p", hint, class_="hint"), tools, scrolling(shown, "Scores of each class")
-    )
+    under = element("p", hint, class_="hint")
+    return section("classes", "Classes", under, sort_tools(ORDERS), scrolling(shown, "Scores of each class"))
 
 
 _BOUNDARY: Column = ("Boundary AP %", "n")

@@ -11,7 +11,7 @@ from segtrain.report import charts
 from segtrain.report.markup import Html, element, joined, percent
 from segtrain.report.tables import section
 from segtrain.report.wording import OUTCOME_MEANINGS
-from segtrain.report.worst import SHARP_BELOW, class_tools, data_url, opacity
+from segtrain.report.worst import SHARP_BELOW, cards_section, class_tools, data_url
 
 HINT = (
     "The lowest quality first: the summed IoU of the objects found over their number and half of the missed and the "
@@ -25,17 +25,8 @@ def worst_section(worst: Sequence[WorstObjects], classes: list[str], palette: li
         line = element("p", "No image has an object, true or found.", class_="absent")
         return section("worst", "Worst images", line)
     held = sorted({index for image in worst for index in image.classes})
-    cards = joined(_card(image, place, classes, palette) for place, image in enumerate(worst))
-    return section(
-        "worst",
-        "Worst images",
-        element("p", HINT, class_="hint"),
-        class_tools(held, classes, palette),
-        _outcome_tools(),
-        opacity("opacity"),
-        element("p", f"{len(worst)} images", id="worst-said", role="status"),
-        element("ol", cards, id="worst-list"),
-    )
+    cards = [_card(image, place, classes, palette) for place, image in enumerate(worst)]
+    return cards_section(cards, HINT, class_tools(held, classes, palette), _outcome_tools())
 
 
 def _outcome_tools() -> Html:

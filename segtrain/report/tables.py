@@ -99,22 +99,20 @@ def tile(name: str, value: str, under: object, look: str | None = None, unit: st
 def class_section(scores: dict[str, Any], classes: list[str], palette: list[list[int]]) -> Html:
     """One bar per class, to be sorted."""
     orders = [("order", "As listed"), ("iou", "IoU"), ("pixels", "Pixels"), ("name", "Name")]
+    columns = _columns(scores)
+    rows = [_class_row(scores, columns, i, name, palette[i]) for i, name in enumerate(classes)]
+    shown = table("IoU of each class", head_row([CLASS_COLUMNS[i] for i in columns]), rows, id="class-table")
+    return section("classes", "Classes", sort_tools(orders), scrolling(shown, "Scores of each class"))
+
+
+def sort_tools(orders: Sequence[tuple[str, str]]) -> Html:
+    """Buttons that sort the table of classes: keys, of which `order` is pressed at first, and what they are called."""
     buttons = joined(
         element("button", label, type="button", data_sort=key, aria_pressed="true" if key == "order" else "false")
         for key, label in orders
     )
-    columns = _columns(scores)
-    rows = [_class_row(scores, columns, i, name, palette[i]) for i, name in enumerate(classes)]
-    shown = table("IoU of each class", head_row([CLASS_COLUMNS[i] for i in columns]), rows, id="class-table")
-    tools = element(
-        "div",
-        element("span", "Sort by", id="sort-label"),
-        buttons,
-        class_="tools",
-        role="group",
-        aria_labelledby="sort-label",
-    )
-    return section("classes", "Classes", tools, scrolling(shown, "Scores of each class"))
+    said = element("span", "Sort by", id="sort-label")
+    return element("div", said, buttons, class_="tools", role="group", aria_labelledby="sort-label")
 
 
 def _columns(scores: dict[str, Any]) -> list[int]:

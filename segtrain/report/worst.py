@@ -26,16 +26,20 @@ def worst_section(worst: Sequence[WorstImage], classes: list[str], palette: list
         return absent("worst", "Worst images")
     held = sorted({index for image in worst for index in image.classes})
     hint = "The lowest mIoU first, over the classes an image has or was given. Click a row or press Enter to enlarge."
-    cards = joined(_card(image, place, classes, palette) for place, image in enumerate(worst))
+    cards = [_card(image, place, classes, palette) for place, image in enumerate(worst)]
+    return cards_section(cards, hint, class_tools(held, classes, palette), _kind_tools())
+
+
+def cards_section(cards: Sequence[Html], hint: str, *tools: Html) -> Html:
+    """The worst images in a list: `hint` says in which order, `tools` choose among them."""
     return section(
         "worst",
         "Worst images",
         element("p", hint, class_="hint"),
-        class_tools(held, classes, palette),
-        _kind_tools(),
+        *tools,
         opacity("opacity"),
-        element("p", f"{len(worst)} images", id="worst-said", role="status"),
-        element("ol", cards, id="worst-list"),
+        element("p", f"{len(cards)} images", id="worst-said", role="status"),
+        element("ol", *cards, id="worst-list"),
     )
 
 
