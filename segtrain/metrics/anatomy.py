@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from segtrain.metrics.base import ImageMetric, Judged
+from segtrain.metrics.base import Judged, SummedMetric
 from segtrain.metrics.confusion import ConfusionMatrix
 from segtrain.metrics.near import near, window
 from segtrain.types import IGNORE_INDEX, Fraction, NonNegativeFloat
@@ -62,7 +62,7 @@ def error_kinds(target: np.ndarray, prediction: np.ndarray, radius: float | None
     return _dissect(target, prediction, slip_radius(target.shape) if radius is None else radius)[0]
 
 
-class ErrorAnatomy(ImageMetric):
+class ErrorAnatomy(SummedMetric):
     """How many wrong pixels are of which kind: in all, by class, by size of the target's region, by pair of classes.
 
     `gain` of a kind is what mIoU would rise by if its pixels were right and the others as they are. Gains do not add
@@ -101,13 +101,6 @@ class ErrorAnatomy(ImageMetric):
         limits = list(SIZES.values())[:-1]
         place = np.searchsorted(limits, sizes, side="right") * (1 + len(KINDS)) + kinds[wrong]
         self.sums["sizes"] += np.bincount(place, minlength=self.sums["sizes"].size).reshape(self.sums["sizes"].shape)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return self.sums
-
-    def merge(self, state: dict[str, np.ndarray]) -> None:
-        for name, sums in state.items():
-            self.sums[name] += sums
 
     def compute(self) -> dict[str, Any]:
         pairs = self.sums["pairs"]

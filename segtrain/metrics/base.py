@@ -41,3 +41,19 @@ class ImageMetric(Protocol):
 
     def compute(self) -> dict[str, Any]:
         """The scores by name: plain numbers, lists and dicts."""
+
+
+class SummedMetric(ImageMetric):
+    """A metric of nothing but `sums` over images, by name: those of two ranks are added up.
+
+    They are whole numbers, so that no order of images or ranks changes the last digit.
+    """
+
+    sums: dict[str, np.ndarray]
+
+    def state(self) -> dict[str, np.ndarray]:
+        return self.sums
+
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        for name, sums in state.items():
+            self.sums[name] += sums

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from segtrain.metrics.base import ImageMetric, Judged
+from segtrain.metrics.base import Judged, SummedMetric
 from segtrain.metrics.confusion import ConfusionMatrix
 from segtrain.metrics.fixed_point import from_fixed, to_fixed
 from segtrain.metrics.near import distance, distance_limit, near, window
@@ -67,7 +67,7 @@ def label_edges(target: np.ndarray) -> np.ndarray:
     return edges
 
 
-class BoundaryScores(ImageMetric):
+class BoundaryScores(SummedMetric):
     """Boundary IoU and boundary F per class, and the scores near boundaries as a curve over distance.
 
     Unlabelled pixels belong to no class, in the target and in the prediction: a prediction that is right on every
@@ -126,13 +126,6 @@ class BoundaryScores(ImageMetric):
             self.sums["void"] += self._near_band(void, target, prediction)
         if self.trimap != "void":
             self.sums["edges"] += self._near_band(label_edges(target), target, prediction)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return self.sums
-
-    def merge(self, state: dict[str, np.ndarray]) -> None:
-        for name, sums in state.items():
-            self.sums[name] += sums
 
     def compute(self) -> dict[str, Any]:
         intersection, union = self.sums["band"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segtrain.errors import NonFiniteError
-from segtrain.metrics.base import ImageMetric, Judged
+from segtrain.metrics.base import Judged, SummedMetric
 from segtrain.metrics.fixed_point import from_fixed, to_fixed
 from segtrain.types import IGNORE_INDEX, PositiveInt
 
@@ -24,7 +24,7 @@ ROWS = 64
 """Rows whose softmax is taken at a time, so that no second copy of the logits is held."""
 
 
-class Calibration(ImageMetric):
+class Calibration(SummedMetric):
     """Expected calibration error over the labelled pixels, and the temperature T that softmax(logits / T) needs.
 
     A pixel's confidence is the largest softmax value. The error is the mean distance of confidence and accuracy over
@@ -75,13 +75,6 @@ class Calibration(ImageMetric):
         self.sums["grid_nll"] += stride * to_fixed(nll, BITS)
         self.sums["grid_bins"] += stride * _binned(confidence, right[sample])
         self.sums["sampled"] += len(sample)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return self.sums
-
-    def merge(self, state: dict[str, np.ndarray]) -> None:
-        for name, sums in state.items():
-            self.sums[name] += sums
 
     def compute(self) -> dict[str, Any]:
         temperature, nearest = self._fit()
