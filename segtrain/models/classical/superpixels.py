@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from segtrain.models.classical.baseline import Baseline, scikit
-from segtrain.types import PositiveFloat, PositiveInt
+from segtrain.models.classical.baseline import Baseline, Foreground, scikit
+from segtrain.types import NumClasses, PositiveFloat, PositiveInt
 
 BOUNDARY = (255, 220, 0)
 
@@ -18,16 +16,24 @@ class SlicKMeans(Baseline):
     Colors are compared in CIELAB, and each superpixel weighs as much as it has pixels.
 
     Args:
+        num_classes, in_channels, foreground: as for `Baseline`.
         segments: about how many superpixels an image is cut into.
         compactness: how much nearness counts against color; higher gives squarer superpixels.
-        shared: as in `Baseline`.
 
     Raises:
         ConfigError: scikit-image is not installed.
     """
 
-    def __init__(self, *, segments: PositiveInt = 250, compactness: PositiveFloat = 10.0, **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(
+        self,
+        *,
+        num_classes: NumClasses,
+        in_channels: int = 3,
+        foreground: Foreground = "center",
+        segments: PositiveInt = 250,
+        compactness: PositiveFloat = 10.0,
+    ) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, foreground=foreground)
         scikit("segmentation", "model=slic_kmeans")
         self.segments = segments
         self.compactness = compactness

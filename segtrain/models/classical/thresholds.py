@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import Annotated
 
 import cv2
 import numpy as np
 from annotated_types import Interval
 
-from segtrain.models.classical.baseline import Baseline, disk, gray_of, scikit
-from segtrain.types import PositiveFloat, PositiveInt
+from segtrain.models.classical.baseline import Baseline, Foreground, disk, gray_of, scikit
+from segtrain.types import NumClasses, PositiveFloat, PositiveInt
 
 LEVELS = 10**9
 """In how many steps a smoothed histogram is measured."""
@@ -44,12 +44,19 @@ class DoublePeak(Threshold):
     An image whose histogram has one peak has no valley, hence no foreground.
 
     Args:
+        num_classes, in_channels, foreground: as for `Baseline`.
         smoothing: standard deviation of the Gaussian that smooths the histogram, in gray values.
-        shared: as in `Baseline`.
     """
 
-    def __init__(self, *, smoothing: PositiveFloat = 8.0, **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(
+        self,
+        *,
+        num_classes: NumClasses,
+        in_channels: int = 3,
+        foreground: Foreground = "center",
+        smoothing: PositiveFloat = 8.0,
+    ) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, foreground=foreground)
         self.smoothing = smoothing
 
     def threshold(self, gray: np.ndarray) -> int | None:
@@ -60,12 +67,19 @@ class Morphology(Otsu):
     """Otsu's foreground, opened (specks go) and then closed (holes go) with a disk (Serra 1982).
 
     Args:
+        num_classes, in_channels, foreground: as for `Baseline`.
         radius: of the disk, in pixels.
-        shared: as in `Baseline`.
     """
 
-    def __init__(self, *, radius: PositiveInt = 3, **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(
+        self,
+        *,
+        num_classes: NumClasses,
+        in_channels: int = 3,
+        foreground: Foreground = "center",
+        radius: PositiveInt = 3,
+    ) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, foreground=foreground)
         self.radius = radius
 
     def foreground_of(self, image: np.ndarray) -> np.ndarray:
@@ -81,15 +95,22 @@ class Watershed(Otsu):
     over, and becomes background. How the basins share a part among them does not matter here; `basins` has it.
 
     Args:
+        num_classes, in_channels, foreground: as for `Baseline`.
         marker_share: of the image's largest distance; 0 keeps all of Otsu's foreground.
-        shared: as in `Baseline`.
 
     Raises:
         ConfigError: scikit-image is not installed.
     """
 
-    def __init__(self, *, marker_share: MarkerShare = 0.7, **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(
+        self,
+        *,
+        num_classes: NumClasses,
+        in_channels: int = 3,
+        foreground: Foreground = "center",
+        marker_share: MarkerShare = 0.7,
+    ) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, foreground=foreground)
         scikit("segmentation", "model=watershed")
         self.marker_share = marker_share
 
