@@ -25,7 +25,21 @@ ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 """The oldest date that a zip file can hold: equal predictions give equal bytes whenever they are made."""
 
 
-class CityscapesExport:
+class _Export:
+    """What the two below keep: the number of files that were written."""
+
+    written = 0
+
+    def state(self) -> int:
+        """How many files this process wrote."""
+        return self.written
+
+    def merge(self, state: int) -> None:
+        """Adds those of another process."""
+        self.written += state
+
+
+class CityscapesExport(_Export):
     """An `ImageMetric` that writes each prediction as `folder/CITY_SEQUENCE_FRAME_labelIds.png`.
 
     The files are gray PNGs of the publisher's label ids (not class indices) at the size of the truth: what
@@ -42,7 +56,6 @@ class CityscapesExport:
     def __init__(self, folder: Path, *, classes: list[str]) -> None:
         self.id_of = label_ids(classes)
         self.folder = _empty(folder)
-        self.written = 0
 
     def update(self, judged: Judged) -> None:
         """Writes one image.
@@ -61,20 +74,12 @@ class CityscapesExport:
         Image.fromarray(self.id_of[judged.prediction]).save(self.folder / f"{frame}_labelIds.png")
         self.written += 1
 
-    def state(self) -> int:
-        """How many files this process wrote."""
-        return self.written
-
-    def merge(self, state: int) -> None:
-        """Adds those of another process."""
-        self.written += state
-
     def compute(self) -> dict[str, Any]:
         """Under `export`: the format, where the files are, and how many."""
         return {"export": {"format": "cityscapes", "path": str(self.folder), "files": self.written}}
 
 
-class VocExport:
+class VocExport(_Export):
     """An `ImageMetric` that writes each prediction as a PNG with VOC's palette, and `results.zip` at the end.
 
     `folder/results/VOC2012/Segmentation/comp6_val_cls/ID.png` is the layout of VOC's development kit and server. All
@@ -111,7 +116,6 @@ class VocExport:
         self.images = self.root / "VOC2012" / "Segmentation" / f"{competition}_{split}_cls"
         self.images.mkdir(parents=True, exist_ok=True)
         self.palette = np.array(voc_palette(256), np.uint8)
-        self.written = 0
 
     def update(self, judged: Judged) -> None:
         """Writes one image."""
@@ -121,14 +125,6 @@ class VocExport:
         file.parent.mkdir(parents=True, exist_ok=True)  # a name may hold folders, where the data are no VOC
         picture.save(file)
         self.written += 1
-
-    def state(self) -> int:
-        """How many files this process wrote."""
-        return self.written
-
-    def merge(self, state: int) -> None:
-        """Adds those of another process."""
-        self.written += state
 
     def compute(self) -> dict[str, Any]:
         """Packs the files of all processes. Under `export`: the format, where the archive is, and how many it holds."""
