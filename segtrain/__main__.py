@@ -142,9 +142,9 @@ def run_hydra(session: Session, argv: list[str]) -> int:
         VERSION_BASE,
         config_dir,
         register_resolvers,
-        split_overrides,
         translated,
     )
+    from segtrain.overlay import split_overrides
 
     register_resolvers()
     if session.command != "train":
@@ -250,7 +250,7 @@ def ran_out(error: BaseException) -> ResourceError | None:
 
 
 def shown(override: str) -> str:
-    """The override as the user wrote it (see `composition.split_overrides`)."""
+    """The override as the user wrote it (see `overlay.split_overrides`)."""
     return override.removeprefix("++over.").removeprefix("++choices.")
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -97,59 +96,6 @@ def leaf_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from leaf_keys(value, f"{prefix}{key}.")
-
-
-def chosen(over: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
-    """The config of a command that has no checkpoint to begin with: training's, with these groups and values.
-
-    Composed with the choices, so that a model brings its task along; laid over, it would not.
-
-    Raises:
-        ConfigError: as `lay_over`.
-    """
-    base: Any = OmegaConf.to_container(compose(f"{group}={option}" for group, option in choices.items()), resolve=False)
-    return lay_over(base, over, choices)
-
-
-def lay_over(base: Mapping[str, Any], extra: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
-    """A checkpoint's config with other groups (`choices`) and other values (`extra`, nested) laid over it.
-
-    Raises:
-        ConfigError: a key that the config has not, or a group option that does not exist.
-    """
-    cfg = OmegaConf.create(dict(base))
-    if choices:
-        bundle = next((group for group in choices if group in BUNDLES), None)  # before composing
-        if bundle is not None:
-            raise ConfigError(
-                f"{bundle}={choices[bundle]} cannot be laid over a checkpoint",
-                expected="groups and keys of the checkpoint's config",
-                fix="name its groups and values one by one, as in inference=slide data.batch_size=4",
-            )
-        other = compose([f"{group}={option}" for group, option in choices.items()])
-        for group in choices:
-            cfg[group] = other[group]
-        if "data" in choices or "model" in choices:
-            parts = str(base.get("name", "_")).split("_", 1)
-            networks = choices.get("model", parts[-1])
-            # Two networks that are merged are named in the task, and the model that no one chose is neither.
-            merged = choices.get("task") == "panoptic"
-            cfg.name = f"{choices.get('data', parts[0])}_{'panoptic' if merged else networks}"
-    tree: Any = OmegaConf.to_container(cfg, resolve=False)
-    _set_values(tree, extra, list(leaf_keys(tree)))
-    return OmegaConf.create(tree)
-
-
-def _set_values(tree: dict[str, Any], extra: Mapping[str, Any], known: list[str], prefix: str = "") -> None:
-    """Sets values of `tree` in place; a mapping whose keys are no names, such as a label map, is replaced whole."""
-    for key, value in extra.items():
-        if key not in tree:
-            raise unknown_key(f"{prefix}{key}", known)
-        named_keys = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-        if named_keys and isinstance(tree[key], dict):
-            _set_values(tree[key], value, known, f"{prefix}{key}.")
-        else:
-            tree[key] = value
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
@@ -245,7 +191,7 @@ def _explained(error: Exception, command: str, overrides: list[str]) -> ConfigEr
     lines = str(error).splitlines() or [type(error).__name__]
     key = re.search(r"Could not override '([^']+)'", lines[0])
     inner = re.search(r"Key '([^']+)' is not in struct", str(error.__cause__))
-    known = _known_keys(command, overrides) if key else []
+    known = known_keys(command, overrides) if key else []
     if key and inner and key.group(1) in known:  # a mapping, such as a label map, given as a whole is merged
         return ConfigError(
             f"{key.group(1)} has no key '{inner.group(1)}'",
@@ -259,54 +205,9 @@ def _explained(error: Exception, command: str, overrides: list[str]) -> ConfigEr
     return ConfigError(lines[0], where=getattr(error, "full_key", None) or None)
 
 
-def _known_keys(command: str, overrides: list[str]) -> list[str]:
+def known_keys(command: str, overrides: list[str]) -> list[str]:
     """All keys and groups of the config as composed with those overrides that choose a group's option."""
     options = groups()
     chosen = [o for o in overrides if (parts := o.split("=", 1))[0] in options and parts[-1] in options[parts[0]]]
     tree = OmegaConf.to_container(compose(chosen, command), resolve=False)
     return [*leaf_keys(tree), *options]  # type: ignore[arg-type]
-
-
-def split_overrides(command: str, argv: list[str]) -> list[str]:
-    """For commands on a checkpoint: hides overrides of the checkpoint's own config from Hydra.
-
-    `data.root=/x` becomes `++over.data.root=/x` and `data=voc` becomes `++choices.data=voc`; the command lays them over
-    the config inside the checkpoint. Keys of the command itself, flags and Hydra's keys pass through.
-    """
-    if command == "compare":
-        argv = _runs_together(argv)
-    own = set(compose([], command)) | {"hydra"}
-    tree = set(compose([])) | set(groups())
-    result = []
-    for argument in argv:
-        if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
-            result.append(argument)
-            continue
-        with translated(command, argv):
-            override = OverridesParser.create().parse_override(argument)
-        key = override.key_or_group
-        top = key.split(".")[0].split("/")[0]
-        if top not in own | tree:
-            raise unknown_key(key, [*sorted(own), *_known_keys("train", [])])
-        if top in own:
-            result.append(argument)
-        elif override.is_delete():
-            raise ConfigError(
-                f"'{argument}': keys of a checkpoint's config cannot be removed", fix="override their value"
-            )
-        else:
-            value = argument.split("=", 1)[1]
-            chosen = key in groups() and not value.startswith("{")  # inference={size: 64} sets values
-            result.append(f"++choices.{key}={value}" if chosen else f"++over.{key}={value}")
-    return result
-
-
-def _runs_together(argv: list[str]) -> list[str]:
-    """`compare A B` as `runs=[A,B]`: the only command that takes plain words."""
-    # A folder's name may hold an '='; no key of the command is also the name of a folder that is there.
-    runs = [word for word in argv if not word.startswith(("-", "~", "+"))]
-    plain = [word for word in runs if "=" not in word or Path(word).is_dir()]
-    if not plain:
-        return argv
-    quoted = [QuotedString(word, Quote.single).with_quotes() for word in plain]
-    return [*(word for word in argv if word not in plain), f"runs=[{','.join(quoted)}]"]

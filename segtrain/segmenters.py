@@ -13,11 +13,11 @@ from torch import nn
 from segtrain import checkpoint, distributed
 from segtrain.checkpoint_content import fetch_nothing, refuse_misfitting_content
 from segtrain.clashes import refuse_other_targets
-from segtrain.composition import lay_over
 from segtrain.data.labels import voc_palette
 from segtrain.device import amp_dtype, memory_format, pick_device
 from segtrain.errors import CheckpointError, ConfigError
 from segtrain.losses.weights import listed_class_weights
+from segtrain.overlay import lay_over
 from segtrain.parts import make_model, make_task, refuse_misfits
 from segtrain.segmenter import Segmenter
 from segtrain.settings import ModelOptions, Settings

@@ -25,12 +25,13 @@ import segtrain
 from segtrain import errors
 from segtrain.__main__ import split_command
 from segtrain.clashes import refuse_clashes
-from segtrain.composition import COMMANDS, compose, groups, lay_over, leaf_keys, split_overrides
+from segtrain.composition import COMMANDS, compose, groups, leaf_keys
 from segtrain.data.scan import scan
 from segtrain.errors import ConfigError, DataError, SegtrainError
 from segtrain.experiment import build_dataset, build_model
 from segtrain.models.backbones.build import BACKBONES
 from segtrain.models.summary import measure
+from segtrain.overlay import lay_over, split_overrides
 from segtrain.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

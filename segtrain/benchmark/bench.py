@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from segtrain.composition import lay_over
 from segtrain.device import amp_dtype, pick_device
+from segtrain.overlay import lay_over
 from segtrain.settings import Settings
 
 

@@ -26,10 +26,10 @@ from segtrain.benchmark.loops import (
 )
 from segtrain.benchmark.measuring import Row, Table, interleaved, mfu, rows, waiting_for
 from segtrain.benchmark.memory import Job, peaks
-from segtrain.composition import lay_over
 from segtrain.data.loader import TrainLoader
 from segtrain.errors import DataError
 from segtrain.models.summary import measure as model_cost
+from segtrain.overlay import lay_over
 from segtrain.parts import make_dataset, make_model
 from segtrain.settings import Settings
 from segtrain.tracking import RunTracker, Stopwatch, Tracker

@@ -17,7 +17,8 @@ from segtrain.benchmark.bench import Bench
 from segtrain.benchmark.hardware import commit, machine, machine_line
 from segtrain.benchmark.measuring import Table, content, flat, lines
 from segtrain.checkpoint_content import refuse_misfitting_content
-from segtrain.composition import compose, lay_over
+from segtrain.composition import compose
+from segtrain.overlay import lay_over
 from segtrain.run_folder import RunFolder
 from segtrain.tracking import RunTracker, Stopwatch, clock, write_json
 from segtrain.types import PositiveFloat, PositiveInt, Score

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain import distributed, experiment, signatures
-from segtrain.composition import chosen
 from segtrain.data.images import ImageDataset
 from segtrain.errors import ConfigError
 from segtrain.evaluator import evaluate
+from segtrain.overlay import chosen
 from segtrain.protocol import protocol_card
 from segtrain.run_folder import RunFolder
 from segtrain.scoring.base import STALE, Scoring, ScoringOptions

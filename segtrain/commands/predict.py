@@ -11,9 +11,9 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain import experiment, signatures
-from segtrain.composition import chosen
 from segtrain.errors import ConfigError, DataError, Interrupted
 from segtrain.lock import FolderLock
+from segtrain.overlay import chosen
 from segtrain.prediction.choice import results_of
 from segtrain.prediction.flow import Flow
 from segtrain.prediction.inputs import find_inputs, too_long
