@@ -15,11 +15,12 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from segtrain import __version__
 from segtrain.errors import ConfigError, ResourceError, SegtrainError, closest, listed
 from segtrain.outcomes import Outcome, sweep_table
+from segtrain.streams import mute, open_missing_streams, say, tell, unwritable_output
 
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
@@ -266,54 +267,6 @@ def report(error: SegtrainError, traces: bool) -> int:
         return error.code
     tell(sys.stderr, ("" if rank == "0" else f"[rank {rank}] ") + f"{error}\n")
     return error.code
-
-
-def say(text: str, end: str = "\n") -> None:
-    """To standard output.
-
-    Raises:
-        ResourceError: it goes to a file that cannot be written, as on a full disk.
-    """
-    failure = tell(sys.stdout, text + end)
-    if failure is not None and not isinstance(failure, BrokenPipeError):
-        raise unwritable_output(failure)
-
-
-def unwritable_output(error: OSError) -> ResourceError:
-    """For `> file` on a full disk."""
-    return ResourceError(f"standard output cannot be written: {error.strerror}", fix="free some space")
-
-
-def tell(stream: TextIO, text: str) -> OSError | None:
-    """Writes the text now, whatever the stream's encoding lacks; returns why it could not, after which it is mute.
-
-    Nobody may be reading any more, as after `| head -1`: that is no failure of the program.
-    """
-    encoding = stream.encoding or "utf-8"
-    try:
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
-    except OSError as error:
-        mute(stream)
-        return error
-    return None
-
-
-def mute(stream: TextIO) -> None:
-    """Sends what the stream still holds, and all that follows, to nowhere: Python's own last flush must not fail."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
-def open_missing_streams() -> None:
-    """Python has None for a stream that was closed at the start, as by `2>&-`, and the next file would get its number.
-
-    In their order, so that each gets the number that belongs to it.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
 
 
 if __name__ == "__main__":
