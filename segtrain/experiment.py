@@ -125,7 +125,7 @@ def build(
     say_plan(tracker, trainer, folder)
     if resume is not None:
         trainer.restore(dict(resume))
-        tracker.say(f"resumed  step {trainer.step}, epoch {trainer.epoch + 1}")
+        tracker.say(f"resumed  step {trainer.course.step}, epoch {trainer.course.epoch + 1}")
     return trainer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -90,7 +90,7 @@ class ScalerGuard:
 
 
 class FiniteGuard:
-    """Judges each step's loss and gradient norm.
+    """Judges each step's loss and gradients.
 
     On the CPU looking costs nothing, and a step that may be skipped must be looked at before the update. On a GPU that
     stops at the first fault, the losses of the last steps are kept on the device and read by `check`, which is called
@@ -126,19 +126,28 @@ class FiniteGuard:
         if self.limit:
             self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
-    def admits(self, model: nn.Module, step: int, batches: list[Batch], loss: Tensor, norm: Tensor | None) -> bool:
+    def read(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """A step's losses as numbers where every step is looked at, as they are where looking is put off."""
+        return dict(losses) if self.deferred else {name: value.item() for name, value in losses.items()}
+
+    def admits(
+        self, model: nn.Module, step: int, batches: list[Batch], loss: Tensor | float, fault: Tensor | None
+    ) -> bool:
         """Whether the update of this step (counted from 1) may be made; if not, the model's buffers are as before.
 
-        `norm` is None under an fp16 scaler: an infinite gradient is usual there, and the scaler skips that step itself.
+        Args:
+            loss: as `read` gives it.
+            fault: a scalar, 0 where all gradients are finite; None under an fp16 scaler: an infinite gradient is usual
+                there, and the scaler skips that step itself.
 
         Raises:
             NonFiniteError: it may not, and steps are not to be skipped, or too many were.
         """
         if self.deferred:
-            finite = torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
-            self.recent.append((step, batches, torch.where(finite, loss.detach(), math.nan)))
+            assert isinstance(loss, Tensor)
+            self.recent.append((step, batches, loss if fault is None else torch.where(fault == 0, loss, math.nan)))
             return True
-        good = math.isfinite(float(loss)) and (norm is None or math.isfinite(float(norm)))
+        good = math.isfinite(loss) and not fault
         if not distributed.any_(not good, self.device):
             self.skipped = 0
             return True

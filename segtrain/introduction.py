@@ -135,7 +135,7 @@ def say_plan(tracker: Tracker, trainer: Trainer, folder: Path) -> None:
     steps, options = trainer.train_loader.steps_per_epoch, trainer.options
     tracker.say(
         f"plan     {options.epochs} epochs x {steps} steps of {trainer.train_loader.samples_per_step} images, "
-        f"{trainer.total_steps} steps in all   validation every epoch   best by {trainer.monitor}"
+        f"{trainer.course.total_steps} steps in all   validation every epoch   best by {trainer.course.monitor}"
     )
     tracker.say(f"run      {folder}")
     tracker.say(f"watch    tensorboard --logdir {folder}" if options.tensorboard else "watch    metrics.jsonl")

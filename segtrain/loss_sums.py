@@ -1,4 +1,4 @@
-"""Loss terms added up over steps: at once on the CPU, where reading a number is free, and later on a GPU.
+"""Loss terms added up over steps: at once where they are read at every step, later where a GPU would be waited for.
 
 Each rank holds its own share of every step's terms. A checkpoint keeps the sums of all ranks, and writing it changes
 nothing: a resumed run adds in the same order, to the same bits.
@@ -21,7 +21,7 @@ FOLDED_AT_ONCE = 64
 class LossSums(Protocol):
     """Sums of named loss terms."""
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
+    def add(self, terms: Mapping[str, Tensor | float]) -> None:
         """Takes one step's terms, numbers by name; the names are the same at every step."""
 
     def take(self) -> dict[str, float]:
@@ -34,19 +34,14 @@ class LossSums(Protocol):
         """Continues from `state()`, of either kind of sums; the first rank carries the sums of all."""
 
 
-def loss_sums(device: torch.device) -> LossSums:
-    """Sums at zero of terms that are computed on `device`."""
-    return HostSums() if device.type == "cpu" else DeviceSums(device)
-
-
 class HostSums:
-    """Sums of numbers that lie in the main memory."""
+    """Sums of numbers that are read at every step."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.steps = 0
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
+    def add(self, terms: Mapping[str, Tensor | float]) -> None:
         sums = self.sums
         if not sums:
             self.sums = sums = dict.fromkeys(terms, 0.0)
@@ -57,13 +52,13 @@ class HostSums:
     def take(self) -> dict[str, float]:
         if not self.steps:
             return {}
-        means = (self._of_all_ranks() / self.steps).tolist()
-        found = dict(sorted(zip(self.sums, means, strict=True)))
+        found = {name: value / self.steps for name, value in sorted(self._of_all_ranks().items())}
         self.sums, self.steps = {}, 0
         return found
 
     def state(self) -> dict[str, Any]:
-        return {"sums": dict(zip(self.sums, self._of_all_ranks(), strict=True)), "steps": self.steps}
+        sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in self._of_all_ranks().items()}
+        return {"sums": sums, "steps": self.steps}
 
     def restore(self, state: dict[str, Any]) -> None:
         share = 1.0 if distributed.is_main() else 0.0
@@ -72,8 +67,11 @@ class HostSums:
         self.sums = {name: share * (float(value) + more) for (name, value), more in pairs}
         self.steps = state["steps"]
 
-    def _of_all_ranks(self) -> Tensor:
-        return distributed.sum_(torch.tensor(list(self.sums.values()), dtype=torch.float64))
+    def _of_all_ranks(self) -> dict[str, float]:
+        if distributed.world_size() == 1:
+            return self.sums
+        values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
+        return dict(zip(self.sums, distributed.sum_(values).tolist(), strict=True))
 
 
 class DeviceSums:
@@ -88,18 +86,19 @@ class DeviceSums:
         self.sums = torch.zeros(0, device=device)
         self.folded = 0  # steps in `sums`
         self.pending: list[Tensor] = []  # terms of the steps since, one after the other
+        self.known: dict[float, Tensor] = {}  # numbers that did not come as tensors: few, as yes and no
 
     @property
     def steps(self) -> int:
         """Steps since the sums were taken."""
         return self.folded + (len(self.pending) // len(self.names) if self.names else 0)
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
+    def add(self, terms: Mapping[str, Tensor | float]) -> None:
         names = list(terms)
         if names != self.names:
             assert not self.steps, f"loss terms {names} after {self.names}"
             self.names, self.sums = names, torch.zeros(len(names), device=self.device)
-        self.pending += terms.values()
+        self.pending += [value if isinstance(value, Tensor) else self._number(value) for value in terms.values()]
         if len(self.pending) == FOLDED_AT_ONCE * len(names):
             self._fold()
 
@@ -124,6 +123,11 @@ class DeviceSums:
         rows = state.get("pending", torch.zeros(0, len(values)))  # sums of the main memory have none
         self.pending = list((rows.to(self.device) * share).flatten().unbind())
         self.folded = state["steps"] - len(rows)
+
+    def _number(self, value: float) -> Tensor:
+        if value not in self.known:
+            self.known[value] = torch.tensor(value, device=self.device)
+        return self.known[value]
 
     def _rows(self) -> Tensor:
         """The pending terms (steps, names) float32."""

@@ -92,7 +92,7 @@ def _put_back(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     finally:
-        trainer.forget_gradients()
+        trainer.gradients.forget()
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(buffers[name])
         trainer.model.train(training)
@@ -112,12 +112,12 @@ def _step_seconds(trainer: Trainer, batch: Batch) -> float:
     )
 
     def gradients(pieces: list[Batch]) -> dict[str, Tensor]:
-        return trainer.gradients(pieces, network)
+        return trainer.gradients.add(pieces, network)
 
     seconds = 0.0
     for attempt in (_first_attempt(trainer, batches), batches):
         watch = Stopwatch()
-        trainer.micro.run(attempt, gradients, trainer.forget_gradients, alone=True)
+        trainer.micro.run(attempt, gradients, trainer.gradients.forget, alone=True)
         _wait(trainer.device)
         seconds = watch.seconds()
         if trainer.compiling:
@@ -159,7 +159,7 @@ def _forecast(trainer: Trainer, step: float, image: float, sample: float) -> For
     reading = sample * loader.batch_size * loader.accumulate
     step = step + reading if loader.num_workers == 0 else max(step, reading / loader.num_workers)
     validation = image * trainer.val_loader.images
-    steps = max(0, trainer.total_steps - trainer.step)
+    steps = trainer.course.steps_left()
     epochs = -(-steps // loader.steps_per_epoch)
     return Forecast(
         step_seconds=step,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segtrain import checkpoint, distributed
+from segtrain.course import Course
 from segtrain.data.loader import EvalLoader, TrainLoader, dead_workers_reported
 from segtrain.ema import Ema, NoEma
 from segtrain.errors import CheckpointError, Interrupted, ResourceError
 from segtrain.evaluator import evaluate
 from segtrain.finite import FiniteGuard, ScalerGuard
-from segtrain.loss_sums import loss_sums
+from segtrain.gradients import Gradients
+from segtrain.loss_sums import DeviceSums, HostSums, LossSums
 from segtrain.micro_batches import MicroBatches, smallest_batch
 from segtrain.models.layers import freeze_batchnorm
 from segtrain.optim.optimizers import load_optimizer
@@ -37,11 +37,6 @@ from segtrain.types import Batch
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps happens now; 0 = never."""
     return every > 0 and step % every == 0
-
-
-def added(counts: list[Tensor]) -> Tensor:
-    """The sum of a step's counts, one tensor per batch."""
-    return counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
 
 
 class Trainer:
@@ -96,22 +91,26 @@ class Trainer:
         self.freeze_bn = freeze_bn
         if freeze_bn:  # before DDP looks which parameters will have gradients
             freeze_batchnorm(model)
-        self.monitor = options.monitor or next(iter(task.monitors))
-        self.parameters = list(model.parameters())  # once: walking through a deep network takes milliseconds
         self.ema: Ema | NoEma = NoEma() if options.ema is None else Ema(model, options.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.network = self._wrapped()
         self.stop = StopSignal()
-        self.total_steps = options.total_steps(train_loader.steps_per_epoch)
-        self.step = 0  # optimizer steps made
-        self.epoch = 0  # epochs completed, validation included
-        self.samples_seen = 0
-        self.epoch_start = 0  # samples seen when the current epoch began
-        self.validated = False  # whether the model as it is has been
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None
-        self.sums = {"window": loss_sums(device), "epoch": loss_sums(device)}
-        self.flags = torch.zeros((), device=device), torch.ones((), device=device)  # no and yes, as a step's terms are
+        monitor = options.monitor or next(iter(task.monitors))
+        self.course = Course(
+            total_steps=options.total_steps(train_loader.steps_per_epoch),
+            samples_per_step=train_loader.samples_per_step,
+            monitor=monitor,
+            higher_is_better=task.monitors[monitor],
+            early_stop=options.early_stop,
+        )
+        self.gradients = Gradients(
+            network=self.network,
+            task=task,
+            optimizer=optimizer,
+            scaler=self.scaler,
+            precision=self.precision,
+            grad_clip=options.grad_clip,
+        )
         self.micro = MicroBatches(smallest=smallest_batch(model, freeze_bn), say=tracker.say)
         self.guard = FiniteGuard(
             device,
@@ -120,6 +119,9 @@ class Trainer:
             say=tracker.say,
             lr=self.lr,
         )
+        self.sums: dict[str, LossSums] = {
+            span: DeviceSums(device) if self.guard.deferred else HostSums() for span in ("window", "epoch")
+        }
         self.scaler_guard = ScalerGuard(self.scaler, lr=self.lr)
         self.progress = Progress(tracker, device, train_loader, task)
         trace = folder / "profile" / "trace.json"
@@ -137,37 +139,36 @@ class Trainer:
         """
         try:
             with self.stop, dead_workers_reported(), self.profiler:
-                while not self.done():
+                while not self.course.done():
                     self.train_epoch()
                     self.finish_epoch()
         except torch.OutOfMemoryError as error:
             raise self.out_of_memory(error) from error
-        assert self.best is not None
-        return self.best
+        assert self.course.best is not None
+        return self.course.best
 
     def train_epoch(self) -> None:
         """The rest of the current epoch, from wherever the run stands in it."""
         self.phase = "training"
         self.progress.start_epoch()
-        first = self.step_in_epoch()
-        bar = self.tracker.bar(self.train_loader.steps_per_epoch, f"epoch {self.epoch + 1}")
+        course = self.course
+        first = course.step_in_epoch()
+        bar = self.tracker.bar(self.train_loader.steps_per_epoch, f"epoch {course.epoch + 1}")
         bar.update(first)
         self.start_training()
+        agree_every = self.options.log_every if distributed.world_size() > 1 else 1  # asking other ranks takes time
         waiting = Stopwatch()
-        left = max(0, self.total_steps - self.step)
-        for batches in islice(self.train_loader.steps(self.epoch, first), left):
+        for batches in islice(self.train_loader.steps(course.epoch, first), course.steps_left()):
             self.progress.received(batches, waiting.seconds())
             self.train_step(batches)
-            self.step += 1
-            self.validated = False
-            self.samples_seen += self.train_loader.samples_per_step
+            course.stepped()
             bar.update(1)
             self.profiler.step()
-            if due(self.step, self.options.log_every):
+            if due(course.step, self.options.log_every):
                 self.log()
-            if due(self.step, self.options.save_every):
+            if due(course.step, self.options.save_every):
                 self.save("last.pt")
-            self.stop_if_asked(every=self.options.log_every if distributed.world_size() > 1 else 1)
+            self.stop_if_asked(every=agree_every)
             waiting = Stopwatch()
         self.progress.stop_training()
         bar.close()
@@ -183,56 +184,19 @@ class Trainer:
         watch = Stopwatch()
         batches = [batch.to(self.device) for batch in batches]
         self.guard.remember(self.model)
-        losses = self.micro.run(batches, self.gradients, self.forget_gradients)
-        losses["unlabelled"] = self.flags[all(batch.unlabelled for batch in batches)]
-        self.scaler.unscale_(self.optimizer)
-        norm = self.clipped_norm()
-        seen = None if self.scaler.is_enabled() else norm
-        if self.guard.admits(self.model, self.step + 1, batches, losses["loss"], seen):
+        losses = self.guard.read(self.micro.run(batches, self.gradients.add, self.gradients.forget))
+        losses["unlabelled"] = float(all(batch.unlabelled for batch in batches))
+        fault = self.gradients.finish()
+        if self.guard.admits(self.model, self.course.step + 1, batches, losses["loss"], fault):
             self.scaler.step(self.optimizer)
             self.ema.update()
             for sums in self.sums.values():
                 sums.add(losses)
         self.scaler.update()
         self.scheduler.step()
-        self.forget_gradients()
+        self.gradients.forget()
         if self.compiling:
             self.compiled_in(watch.seconds())
-
-    def gradients(self, batches: list[Batch], network: nn.Module | None = None) -> dict[str, Tensor]:
-        """Adds the gradients of a step's batches, and returns their losses by name, detached.
-
-        Args:
-            batches: all of this rank's, in as many pieces as they are trained in.
-            network: another than the one that is trained; then no rank waits for the others.
-        """
-        counts = added([self.task.counts(batch) for batch in batches])
-        if network is None:
-            network, counts = self.network, distributed.sum_(counts)
-        total: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches):
-            with self.gradient_sync(number == len(batches) - 1):
-                with self.precision():
-                    losses = self.task.losses(network, batch, counts)
-                share = losses["loss"]
-                if distributed.world_size() > 1:  # DDP averages gradients over ranks; ours are shares of one sum
-                    share = share * distributed.world_size()
-                self.scaler.scale(share).backward()
-            for name, value in losses.items():
-                total[name] = total[name] + value.detach() if name in total else value.detach()
-        return total
-
-    def forget_gradients(self) -> None:
-        """No gradients, and no memory for them."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def clipped_norm(self) -> Tensor:
-        """The norm of all gradients, which are then no longer than `trainer.grad_clip`."""
-        if self.options.grad_clip is not None:
-            return nn.utils.clip_grad_norm_(self.parameters, self.options.grad_clip)
-        # As clip_grad_norm_ computes it, without sorting gradients by device and type: they are all alike here.
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def compiled_in(self, seconds: float) -> None:
         """Says once what the first pass through a compiled network took."""
@@ -242,8 +206,8 @@ class Trainer:
     def log(self) -> None:
         """Points of the training curves; the only place between two saves where a GPU is waited for."""
         self.guard.check()
-        left_out = self.scaler_guard.check(self.step)
-        self.progress.curves(self.step, self.sums["window"].take(), self.optimizer.param_groups, left_out)
+        left_out = self.scaler_guard.check(self.course.step)
+        self.progress.curves(self.course.step, self.sums["window"].take(), self.optimizer.param_groups, left_out)
 
     def lr(self) -> float:
         """The learning rate now, of the first parameter group."""
@@ -253,7 +217,7 @@ class Trainer:
         """The error that says what was being done, and with how much at once."""
         pieces = f", each in {self.micro.count} pieces" if self.micro.count > 1 else ""
         return ResourceError(
-            f"memory of {self.device} ran out while {self.phase} (step {self.step}, batches of "
+            f"memory of {self.device} ran out while {self.phase} (step {self.course.step}, batches of "
             f"{self.train_loader.batch_size}{pieces})",
             expected=str(error).splitlines()[0],
             fix="inference=slide or a smaller inference.size for validation, or trainer.val_loss=false"
@@ -266,11 +230,10 @@ class Trainer:
         self.phase = "validating"
         self.guard.check()
         scores = self.validate()
-        self.epoch += 1
-        self.epoch_start, self.validated = self.samples_seen, True
+        course = self.course
         record = {
-            "epoch": self.epoch,
-            "step": self.step,
+            "epoch": course.epoch + 1,
+            "step": course.step,
             "train": self.sums["epoch"].take(),
             "val": scores,
             "lr": self.lr(),
@@ -278,15 +241,12 @@ class Trainer:
             "data_wait_share": self.progress.waiting().share,
             "seconds": self.progress.watch.seconds(),
         }
-        better = self.is_better(scores)
-        if better:
-            self.best = {**scores, "epoch": self.epoch, "step": self.step}
-        self.history.append({**record, "val": {k: v for k, v in scores.items() if k != "confusion"}})
+        better = course.end_epoch(record)
         self.save("last.pt", *(["best.pt"] if better else []))
-        self.progress.row(record, self.total_steps, better)
+        self.progress.row(record, course.total_steps, better)
         self.tracker.epoch(record, self.task.per_class)
         model, dataset = self.ema.evaluated(self.model), self.val_loader.dataset
-        self.progress.pictures(self.step, self.options.samples, model, dataset, self.precision)
+        self.progress.pictures(course.step, self.options.samples, model, dataset, self.precision)
 
     def validate(self) -> dict[str, Any]:
         """Scores of the model, or of its average, on the validation split."""
@@ -314,62 +274,21 @@ class Trainer:
         """A task's counts for one validation, with losses as the options say."""
         return self.task.meter() if self.options.val_loss else self.task.meter(losses=False)
 
-    def summary(self) -> dict[str, Any]:
-        """For `metrics.json`: the scores of the best epoch, and beside them those of the last."""
-        assert self.best is not None
-        last = self.history[-1]
-        speed = [record["train_images_per_second"] for record in self.history]
-        return {
-            **self.best,
-            "monitor": self.monitor,
-            "epochs": self.epoch,
-            "steps": self.step,
-            "train_images_per_second": sum(speed) / len(speed),
-            "seconds": sum(record["seconds"] for record in self.history),
-            "last": last["val"],
-        }
-
-    def done(self) -> bool:
-        """Whether there is nothing left to train or, after an interruption, to validate."""
-        if not self.validated or self.best is None:
-            return False
-        patience = self.options.early_stop
-        stale = patience is not None and self.epoch - self.best["epoch"] >= patience
-        return stale or self.step >= self.total_steps
-
-    def step_in_epoch(self) -> int:
-        """Steps of the current epoch that are done, counted in samples so that another number of ranks resumes too."""
-        return (self.samples_seen - self.epoch_start) // self.train_loader.samples_per_step
-
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast context of this run."""
         if self.amp_dtype is None:
-            return contextlib.nullcontext()
+            return nullcontext()
         return torch.autocast(self.device.type, self.amp_dtype)
-
-    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients once per step, with the last batch's backward."""
-        if last or not isinstance(self.network, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.network.no_sync()
-
-    def is_better(self, scores: dict[str, Any]) -> bool:
-        """Whether these scores beat the best so far by the monitored one; the first epoch always does."""
-        name = self.monitor
-        if self.best is None or math.isnan(self.best[name]):
-            return True
-        gain = scores[name] - self.best[name]
-        return gain > 0 if self.task.monitors[name] else gain < 0
 
     def stop_if_asked(self, every: int = 1) -> None:
         """Saves and raises `Interrupted` if a signal came; ranks agree every `every` steps."""
-        if not due(self.step, every) or not distributed.any_(self.stop.received is not None, self.device):
+        if not due(self.course.step, every) or not distributed.any_(self.stop.received is not None, self.device):
             return
         number = self.stop.received or 15
         self.tracker.say("stopping after this step (Ctrl-C again to stop now)")
         self.save("last.pt")
         raise Interrupted(
-            f"stopped by signal {number}; saved step {self.step} (epoch {self.epoch + 1})",
+            f"stopped by signal {number}; saved step {self.course.step} (epoch {self.course.epoch + 1})",
             signal=number,
             fix=self.resume_hint,
         )
@@ -392,13 +311,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "samples_seen": self.samples_seen,
-            "epoch_start": self.epoch_start,
-            "samples_per_step": self.train_loader.samples_per_step,
-            "best": self.best,
-            "scores": self.history,
+            **self.course.state(),
             "sums": {name: sums.state() for name, sums in self.sums.items()},
         }
 
@@ -420,11 +333,8 @@ class Trainer:
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.scaler_guard.restart(state["step"])
-        self.epoch, self.best, self.history = state["epoch"], state["best"], list(state["scores"])
-        self.validated = bool(self.history) and self.history[-1]["step"] == state["step"]
-        self.samples_seen, self.epoch_start = state["samples_seen"], state["epoch_start"]
-        self.step = self.counted_anew(state["step"], state["samples_per_step"])
-        load_scheduler(self.scheduler, state["scheduler"], self.step)
+        self.course.restore(state, self.tracker.say)
+        load_scheduler(self.scheduler, state["scheduler"], self.course.step)
         for name, sums in self.sums.items():
             sums.restore(state["sums"][name])
         if len(state["rng"]) == distributed.world_size():
@@ -434,19 +344,7 @@ class Trainer:
                 f"note: the checkpoint was written by {len(state['rng'])} processes, now there are "
                 f"{distributed.world_size()}: sample order goes on, dropout is not exact"
             )
-        self.tracker.rewind(self.history)
-
-    def counted_anew(self, step: int, samples_per_step: int) -> int:
-        """The step to go on from where a step has another number of images than it had: as many images are done."""
-        now = self.train_loader.samples_per_step
-        if now == samples_per_step:
-            return step
-        anew = round(step * samples_per_step / now)
-        self.tracker.say(
-            f"note: a step has {now} images, in the checkpoint it had {samples_per_step}: "
-            f"step {step} counts as {anew}; the run goes on, but is not the run it would have been"
-        )
-        return anew
+        self.tracker.rewind(self.course.history)
 
     def _wrapped(self) -> nn.Module:
         """The model as it is called: compiled and spread over ranks as the options say."""

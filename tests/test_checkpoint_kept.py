@@ -351,7 +351,7 @@ def test_a_checkpoint_of_the_first_format_is_trained_on(tmp_path: Path) -> None:
     state = checkpoint.load(FIXTURE)
     trainer = {**state["config"]["trainer"], "max_steps": 6, "epochs": 2}
     runner = build(OmegaConf.create({**state["config"], "trainer": trainer}), folder=tmp_path, resume=state)
-    assert (runner.step, runner.epoch, runner.best) == (3, 1, state["best"])
+    assert (runner.course.step, runner.course.epoch, runner.course.best) == (3, 1, state["best"])
     runner.fit()
     last = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
     assert (last["step"], last["samples_seen"], len(last["scores"])) == (6, 12, 2)

@@ -78,7 +78,7 @@ def learns(trainer: Trainer, steps: int = 3) -> None:
     for _ in range(steps):
         trainer.train_step(batches)
         losses.append(trainer.sums["window"].take()["loss"])
-        trainer.step += 1
+        trainer.course.step += 1
     assert all(loss == loss and abs(loss) != float("inf") for loss in losses), losses
     assert steps == 1 or min(losses[1:]) < losses[0], losses
     changed = [name for name, value in learned.items() if not torch.equal(value, before[name])]
@@ -121,7 +121,7 @@ def test_schedulers(tmp_path: Path, option: str) -> None:
         tmp_path, f"scheduler={option}", *TINY, "optimizer.lr=0.01", "trainer.epochs=20", "trainer.max_steps=40"
     )
     rates = []
-    for _ in range(trainer.total_steps):
+    for _ in range(trainer.course.total_steps):
         rates.append(trainer.optimizer.param_groups[0]["lr"])
         trainer.optimizer.step()
         trainer.scheduler.step()
@@ -155,7 +155,7 @@ def test_debug_bundles(tmp_path: Path, option: str, model: list[str]) -> None:
     trainer = build(compose([f"debug={option}", *model, "data.num_workers=0"]), folder=tmp_path, tracker=Tracker())
     assert trainer.train_loader.length == (8 if option == "fast" else 4)
     if option == "fast":
-        assert trainer.total_steps == 3
+        assert trainer.course.total_steps == 3
     else:
         assert trainer.val_loader.dataset.split == "train"
         assert len(trainer.val_loader.dataset) == 4

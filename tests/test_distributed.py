@@ -118,7 +118,7 @@ def alone(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def train(batches: Any) -> None:
         step(batches)
-        if runner.step == 5:
+        if runner.course.step == 5:
             runner.stop.received = 15
 
     runner.train_step = train  # type: ignore[method-assign]
@@ -169,7 +169,7 @@ def test_one_process_goes_on_with_what_two_have_begun(
 ) -> None:
     state = checkpoint.load(trained[0] / "run" / "checkpoints" / "last.pt")
     resumed = build(compose([*RUN, "data.batch_size=4"]), folder=tmp_path / "on", resume=state)
-    assert resumed.step_in_epoch() == 2
+    assert resumed.course.step_in_epoch() == 2
     resumed.fit()
     again = build(
         compose([*RUN, "data.batch_size=4"]),
@@ -177,7 +177,7 @@ def test_one_process_goes_on_with_what_two_have_begun(
         resume=checkpoint.load(alone.checkpoints / "last.pt"),
     )
     again.fit()
-    assert (resumed.step, resumed.epoch) == (again.step, again.epoch) == (12, 3)
+    assert (resumed.course.step, resumed.course.epoch) == (again.course.step, again.course.epoch) == (12, 3)
     for name, value in again.model.state_dict().items():
         assert torch.allclose(value, resumed.model.state_dict()[name], atol=1e-4, rtol=1e-3), name
 

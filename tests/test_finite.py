@@ -17,7 +17,8 @@ from segtrain.settings import Settings
 from segtrain.types import Batch, Record
 
 CPU = torch.device("cpu")
-GOOD, BAD = torch.tensor(1.0), torch.tensor(math.nan)
+GOOD, BAD = 1.0, math.nan  # losses, as the guard reads them
+NO, YES = torch.tensor(0.0), torch.tensor(1.0)  # whether a gradient is not finite
 
 
 def guard(how: str = "stop", keep: int = 3) -> tuple[FiniteGuard, list[str]]:
@@ -30,14 +31,12 @@ def batches(*names: str) -> list[Batch]:
     return [Batch(empty, empty[..., 0], torch.arange(len(names)), [Record(name) for name in names])]
 
 
-@pytest.mark.parametrize(
-    ("loss", "norm"), [(BAD, GOOD), (GOOD, BAD), (torch.tensor(math.inf), GOOD), (GOOD, torch.tensor(math.inf))]
-)
-def test_what_is_not_finite_stops_with_the_samples_named(loss: torch.Tensor, norm: torch.Tensor) -> None:
+@pytest.mark.parametrize(("loss", "fault"), [(BAD, NO), (GOOD, YES), (math.inf, NO), (GOOD, torch.tensor(True))])
+def test_what_is_not_finite_stops_with_the_samples_named(loss: float, fault: torch.Tensor) -> None:
     watch, _ = guard()
-    assert watch.admits(nn.Identity(), 1, batches("a"), GOOD, GOOD)
+    assert watch.admits(nn.Identity(), 1, batches("a"), GOOD, NO)
     with pytest.raises(NonFiniteError) as caught:
-        watch.admits(nn.Identity(), 2, batches("b", "c"), loss, norm)
+        watch.admits(nn.Identity(), 2, batches("b", "c"), loss, fault)
     assert "at step 2 (lr 0.25)" in caught.value.found
     assert caught.value.where == "b, c"
 
@@ -52,12 +51,12 @@ def test_an_infinite_gradient_under_a_scaler_is_the_scalers_affair() -> None:
 def test_skipping_says_so_and_counts_in_a_row_only() -> None:
     watch, said = guard("skip")
     for step in range(1, MAX_SKIPPED + 1):
-        assert not watch.admits(nn.Identity(), step, batches("a"), BAD, GOOD)
-    assert watch.admits(nn.Identity(), 50, batches("a"), GOOD, GOOD)
+        assert not watch.admits(nn.Identity(), step, batches("a"), BAD, NO)
+    assert watch.admits(nn.Identity(), 50, batches("a"), GOOD, NO)
     for step in range(51, 51 + MAX_SKIPPED):
-        assert not watch.admits(nn.Identity(), step, batches("a"), GOOD, BAD)
+        assert not watch.admits(nn.Identity(), step, batches("a"), GOOD, YES)
     with pytest.raises(NonFiniteError, match="at step 71"):
-        watch.admits(nn.Identity(), 71, batches("a"), BAD, GOOD)
+        watch.admits(nn.Identity(), 71, batches("a"), BAD, NO)
     assert len(said) == 2 * MAX_SKIPPED
     assert said[0] == "warning: step 1 skipped, its loss or gradient is not finite"
 
@@ -66,8 +65,10 @@ def test_deferred_looking_finds_the_first_bad_step_and_its_samples() -> None:
     watch, _ = guard(keep=3)
     watch.deferred = True
     watch.check()
-    for step, loss, norm in [(1, GOOD, GOOD), (2, GOOD, BAD), (3, BAD, BAD)]:
-        assert watch.admits(nn.Identity(), step, batches(f"sample {step}"), loss, norm)
+    for step, value, fault in [(1, GOOD, NO), (2, GOOD, YES), (3, BAD, YES)]:
+        loss = watch.read({"loss": torch.tensor(value)})["loss"]
+        assert isinstance(loss, torch.Tensor)
+        assert watch.admits(nn.Identity(), step, batches(f"sample {step}"), loss, fault)
     with pytest.raises(NonFiniteError, match="at step 2") as caught:
         watch.check()
     assert caught.value.where == "sample 2"
@@ -79,7 +80,7 @@ def test_a_skipped_step_leaves_no_trace_in_the_statistics() -> None:
     watch.remember(norm)
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
     norm(torch.full((1, 2, 3, 3), math.nan))
-    assert not watch.admits(norm, 1, batches("a"), BAD, GOOD)
+    assert not watch.admits(norm, 1, batches("a"), BAD, NO)
     assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
 
 

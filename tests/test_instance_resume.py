@@ -163,11 +163,11 @@ def stop_at(runner: Trainer, step: int, validating: bool) -> None:
 
     def train(batches: Any) -> None:
         train_step(batches)
-        if not validating and runner.step + 1 == step:
+        if not validating and runner.course.step + 1 == step:
             runner.stop.received = signal.SIGTERM
 
     def validate(*arguments: Any, **options: Any) -> Any:
-        if validating and runner.step == step:
+        if validating and runner.course.step == step:
             runner.stop.received = signal.SIGTERM
         return meter(*arguments, **options)
 
@@ -231,7 +231,7 @@ def test_two_ranks_learn_and_count_what_one_process_does(
     for name, value in alone.model.state_dict().items():
         moved = float((value - before[name]).abs().max())
         assert torch.allclose(theirs["model"][name], value, rtol=1e-3, atol=1e-6 + 0.02 * moved), name
-    assert theirs["scores"][0]["train"] == pytest.approx(alone.history[0]["train"], rel=1e-3)
+    assert theirs["scores"][0]["train"] == pytest.approx(alone.course.history[0]["train"], rel=1e-3)
     # One checkpoint, scored by two and by one: the same numbers.
     words = ["evaluate", "checkpoint=two/checkpoints/last.pt", "allow_targets=[ownobjects]", "export=coco"]
     done = torchrun(parts, tmp_path, *words, "hydra.run.dir=by_two")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segtrain.loss_sums import FOLDED_AT_ONCE, DeviceSums, HostSums, LossSums, loss_sums
+from segtrain.loss_sums import FOLDED_AT_ONCE, DeviceSums, HostSums, LossSums
 
 CPU = torch.device("cpu")
 
@@ -78,6 +78,8 @@ def test_a_run_may_go_on_on_another_kind_of_device(back: bool) -> None:
     assert second.take() == pytest.approx(first.take(), abs=1e-6)
 
 
-def test_only_the_main_memory_is_read_at_every_step() -> None:
-    assert isinstance(loss_sums(CPU), HostSums)
-    assert isinstance(loss_sums(torch.device("meta")), DeviceSums)
+def test_numbers_and_tensors_are_terms_alike(make: Callable[[], LossSums]) -> None:
+    sums = make()
+    for value in (0.0, 1.0, 0.0, 1.0):
+        sums.add({"loss": torch.tensor(2 * value), "unlabelled": value})
+    assert sums.take() == {"loss": 1.0, "unlabelled": 0.5}

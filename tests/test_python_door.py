@@ -20,7 +20,7 @@ def test_from_a_list_of_overrides_to_a_trained_model(fast: list[str], tmp_path: 
     trainer = build(compose(fast), folder=tmp_path / "run")
     before = [p.detach().clone() for p in trainer.model.parameters()]
     best = trainer.fit()
-    assert trainer.step == 3
+    assert trainer.course.step == 3
     assert best["epoch"] == 1
     assert 0 <= best["miou"] <= 1
     assert any(not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))

@@ -73,6 +73,6 @@ def test_a_recipe_learns_on_its_data(option: str, tmp_path: Path) -> None:
         for batches in trainer.train_loader.steps(epoch):
             trainer.train_step(batches)
             losses.append(trainer.sums["window"].take()["loss"])
-            trainer.step += 1
+            trainer.course.step += 1
     assert np.isfinite(losses).all(), losses
     assert np.mean(losses[-3:]) < np.mean(losses[:3]), losses

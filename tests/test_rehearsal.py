@@ -64,7 +64,7 @@ def test_a_disk_without_room_stops_the_run_before_its_first_step(
     with pytest.raises(ResourceError, match="disk too full") as caught:
         rehearse(runner, auto=False)
     assert "hydra.run.dir=DIR" in str(caught.value.fix)
-    assert runner.step == 0
+    assert runner.course.step == 0
 
 
 def attempts(fast: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str) -> list[int]:
@@ -104,7 +104,7 @@ def test_what_a_forecast_counts_grows_with_the_run(fast: list[str], tmp_path: Pa
         cfg = compose([*words, "trainer.max_steps=null", f"trainer.epochs={epochs}"])
         runner = build(cfg, folder=tmp_path, tracker=Tracker())
         steps[epochs] = rehearse(runner, auto=False)
-        parts = runner.total_steps * steps[epochs].step_seconds + epochs * steps[epochs].validation_seconds
+        parts = runner.course.total_steps * steps[epochs].step_seconds + epochs * steps[epochs].validation_seconds
         assert steps[epochs].total_seconds == pytest.approx(parts)
     for forecast in steps.values():
         assert forecast.step_seconds > 0

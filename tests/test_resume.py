@@ -132,11 +132,11 @@ def stop_at(runner: Trainer, step: int, validating: bool) -> None:
 
     def train(batches: Any) -> None:
         train_step(batches)
-        if not validating and runner.step + 1 == step:
+        if not validating and runner.course.step + 1 == step:
             runner.stop.received = signal.SIGTERM
 
     def validate() -> Any:
-        if validating and runner.step == step:
+        if validating and runner.course.step == step:
             runner.stop.received = signal.SIGTERM
         return meter()
 
@@ -182,7 +182,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert checkpoint.load(last)["step"] == step
     runner = trainer(tmp_path, option, resume=last)
     runner.fit()
-    assert (runner.step, runner.epoch, runner.samples_seen) == (4 * STEPS, 4, 4 * STEPS * 4)
+    assert (runner.course.step, runner.course.epoch, runner.course.samples_seen) == (4 * STEPS, 4, 4 * STEPS * 4)
     assert_same_run(tmp_path, whole)
 
 
@@ -196,7 +196,7 @@ def test_a_run_cut_short_by_max_steps_resumes_to_the_same_end(tmp_path: Path, st
         runner.fit()
     resumed = trainer(tmp_path / "stopped", cut, resume=tmp_path / "stopped" / "checkpoints" / "last.pt")
     resumed.fit()
-    assert (resumed.step, resumed.epoch) == (STEPS + 2, 2)
+    assert (resumed.course.step, resumed.course.epoch) == (STEPS + 2, 2)
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -216,9 +216,9 @@ def test_a_run_cut_short_goes_on_with_whole_epochs_when_more_steps_are_asked_for
         runner.fit()
     assert [len(indices) for indices in seen] == [4] * (STEPS - 1)
     again = trainer(tmp_path, resume=tmp_path / "checkpoints" / "last.pt")
-    assert again.step_in_epoch() == STEPS - 1
+    assert again.course.step_in_epoch() == STEPS - 1
     again.fit()
-    assert again.step == 4 * STEPS
+    assert again.course.step == 4 * STEPS
 
 
 # Real signals, real processes ---------------------------------------------------------------------------------------

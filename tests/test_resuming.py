@@ -106,9 +106,9 @@ def test_a_larger_step_counts_the_images_that_are_done(finished: Path, tmp_path:
     state = checkpoint.load(finished / "checkpoints" / "last.pt")
     sizes = [o if o != "data.batch_size=2" else "data.batch_size=4" for o in SIZES]
     runner = build(compose([*fast, *sizes, "trainer.epochs=4"]), folder=tmp_path, resume=state)
-    assert (runner.step, runner.total_steps, runner.step_in_epoch()) == (4, 8, 0)
+    assert (runner.course.step, runner.course.total_steps, runner.course.step_in_epoch()) == (4, 8, 0)
     runner.fit()
-    assert (runner.step, runner.epoch, runner.samples_seen) == (8, 4, 32)
+    assert (runner.course.step, runner.course.epoch, runner.course.samples_seen) == (8, 4, 32)
 
 
 @pytest.mark.parametrize("change", ["model.base_channels=8", "optimizer=sgd"])
@@ -161,7 +161,7 @@ def test_another_number_of_processes_goes_on_at_the_same_sample_and_says_what_is
     runner = build(compose([*fast, *SIZES, "trainer.epochs=4"]), folder=tmp_path, resume=state)
     said = capsys.readouterr().out
     assert "was written by 2 processes, now there are 1: sample order goes on, dropout is not exact" in said
-    assert (runner.step, runner.samples_seen, runner.step_in_epoch()) == (10, 20, 2)
+    assert (runner.course.step, runner.course.samples_seen, runner.course.step_in_epoch()) == (10, 20, 2)
 
 
 def test_a_state_of_another_network_is_a_checkpoint_error(finished: Path, tmp_path: Path, fast: list[str]) -> None:

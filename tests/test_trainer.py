@@ -139,7 +139,7 @@ def test_early_stopping_waits_as_long_as_told(tmp_path: Path) -> None:
     runner = trainer(tmp_path, "trainer.epochs=9", "trainer.max_steps=null", "data.limit=2", "trainer.early_stop=2")
     scored(runner, [0.1, 0.3, 0.2, 0.31, 0.1, 0.2, 0.9])
     assert runner.fit()["epoch"] == 4
-    assert runner.epoch == 6
+    assert runner.course.epoch == 6
 
 
 @pytest.mark.parametrize(("limit", "steps", "epochs"), [(1, 1, 1), (4, 4, 1), (5, 5, 2), (99, 8, 2)])
@@ -148,8 +148,8 @@ def test_max_steps_ends_the_run_on_its_step_with_a_validation(
 ) -> None:
     runner = trainer(tmp_path, "trainer.epochs=2", f"trainer.max_steps={limit}")
     runner.fit()
-    assert (runner.step, runner.epoch, len(runner.history)) == (steps, epochs, epochs)
-    assert runner.history[-1]["step"] == steps == runner.total_steps
+    assert (runner.course.step, runner.course.epoch, len(runner.course.history)) == (steps, epochs, epochs)
+    assert runner.course.history[-1]["step"] == steps == runner.course.total_steps
 
 
 def poisoned(runner: Trainer, steps: set[int], how: str = "loss") -> None:
@@ -158,7 +158,7 @@ def poisoned(runner: Trainer, steps: set[int], how: str = "loss") -> None:
 
     def bad(*arguments: Any) -> Any:
         found = losses(*arguments)
-        if runner.step + 1 in steps:
+        if runner.course.step + 1 in steps:
             if how == "loss":
                 found["loss"] = found["loss"] * math.nan
             else:
@@ -217,7 +217,7 @@ def test_skip_leaves_the_step_out_and_trains_on(tmp_path: Path, how: str) -> Non
     moved = [not all(torch.equal(a[k], b[k]) for k in a) for a, b in pairwise(before)]
     assert moved == [True, False, True]
     assert all_finite(runner.state()["model"])
-    assert math.isfinite(runner.history[0]["train"]["loss"])
+    assert math.isfinite(runner.course.history[0]["train"]["loss"])
 
 
 def test_skipping_is_capped(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_skipping_is_capped(tmp_path: Path) -> None:
     good = trainer(tmp_path, *options)
     poisoned(good, {step for step in range(3, 37) if step % 15})
     good.fit()
-    assert good.step == 36
+    assert good.course.step == 36
 
 
 def test_a_step_without_labels_trains_on(tmp_path: Path) -> None:
@@ -237,16 +237,16 @@ def test_a_step_without_labels_trains_on(tmp_path: Path) -> None:
     step = runner.train_step
 
     def blanked(batches: list[Batch]) -> None:
-        if runner.step == 1:
+        if runner.course.step == 1:
             for batch in batches:
                 batch.target[:] = 255
         step(batches)
 
     runner.train_step = blanked  # type: ignore[method-assign]
     runner.fit()
-    assert runner.step == 3
+    assert runner.course.step == 3
     assert all_finite(runner.state())
-    assert math.isfinite(runner.history[0]["train"]["loss"])
+    assert math.isfinite(runner.course.history[0]["train"]["loss"])
 
 
 def test_frozen_normalization_keeps_statistics_and_scales(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_bf16_on_the_cpu_learns_and_saves_float32(tmp_path: Path) -> None:
     runner.model.register_forward_hook(lambda module, inputs, output: seen.add(output["out"].dtype))
     runner.fit()
     assert seen == {torch.bfloat16}
-    losses = [record["train"]["loss"] for record in runner.history]
+    losses = [record["train"]["loss"] for record in runner.course.history]
     assert losses[-1] < 0.75 * losses[0]
     assert {value.dtype for value in runner.model.state_dict().values() if value.is_floating_point()} == {torch.float32}
 
@@ -373,7 +373,7 @@ def test_the_summary_has_the_best_scores_and_the_last(tmp_path: Path) -> None:
     runner = trainer(tmp_path, "trainer.epochs=3", "trainer.max_steps=null", "data.limit=2")
     scored(runner, [0.1, 0.7, 0.2])
     runner.fit()
-    summary = runner.summary()
+    summary = runner.course.summary()
     assert (summary["miou"], summary["epoch"], summary["last"]["miou"]) == (0.7, 2, 0.2)
     assert (summary["epochs"], summary["steps"]) == (3, 3)
     json.dumps(summary)

@@ -122,8 +122,8 @@ def make_trainer(
 def run_epoch(trainer: Trainer) -> None:
     """One epoch of training steps without the validation and checkpoint that follow it."""
     trainer.train_epoch()
-    trainer.epoch += 1
-    trainer.epoch_start = trainer.samples_seen
+    trainer.course.epoch += 1
+    trainer.course.epoch_start = trainer.course.samples_seen
 
 
 def by_hand(settings: Settings, loader: ReadyBatches, device: torch.device, model: nn.Module) -> Callable[[], None]:

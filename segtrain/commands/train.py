@@ -67,8 +67,8 @@ def train(
     trainer.tracker.text("config", "```yaml\n" + OmegaConf.to_yaml(cfg) + "\n```")
     best = trainer.fit()
     close(trainer, folder, best, settings.allow)
-    monitor = trainer.monitor
-    trainer.tracker.finish(trainer.summary(), resuming.flat(settings.tree), monitor)
+    monitor = trainer.course.monitor
+    trainer.tracker.finish(trainer.course.summary(), resuming.flat(settings.tree), monitor)
     return Score(float(best[monitor]), monitor, trainer.task.monitors[monitor])
 
 

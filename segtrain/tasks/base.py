@@ -47,8 +47,11 @@ class Task(Protocol):
     def counts(self, batch: Any) -> Tensor:
         """What the losses are divided by, from the target alone; summed over a step by the trainer."""
 
-    def losses(self, model: nn.Module, batch: Any, counts: Tensor) -> dict[str, Tensor]:
-        """The loss terms of one batch by name, their weighted sum under `loss`: its share of a step's."""
+    def losses(self, model: nn.Module, batch: Any, counts: Tensor | None) -> dict[str, Tensor]:
+        """The loss terms of one batch by name, their weighted sum under `loss`: its share of a step's.
+
+        `counts` is of the whole step; None: of this batch, which is all that the step has.
+        """
 
     def meter(self, extra: Sequence[Any] = (), losses: bool = True) -> Meter:
         """Counts at zero for one evaluation; `extra` metrics look at single images beside them."""

@@ -97,10 +97,10 @@ class InstanceTask:
         """The number of images: every term is a mean over a batch's."""
         return torch.tensor([float(len(batch))], device=self.normalize.device)
 
-    def losses(self, model: nn.Module, batch: InstanceBatch, counts: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: InstanceBatch, counts: Tensor | None) -> dict[str, Tensor]:
         """The detector's terms by name and their weighted sum under `loss`, as this batch's share of a step."""
         found = model(self.inputs(batch), [self._lesson(target) for target in batch.target])
-        share = len(batch) / counts[0]
+        share = 1.0 if counts is None else len(batch) / counts[0]
         return {name: value * share for name, value in self.loss(found).items()}
 
     def inputs(self, batch: InstanceBatch) -> list[Tensor]:

@@ -93,8 +93,8 @@ class SemanticTask:
         """What each loss term is divided by, from the target alone; summed over a step by the trainer."""
         return self.loss.counts(batch.target.long())
 
-    def losses(self, model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
-        """The loss terms of one batch by name, their weighted sum under `loss`.
+    def losses(self, model: nn.Module, batch: Batch, counts: Tensor | None) -> dict[str, Tensor]:
+        """The loss terms of one batch by name, their weighted sum under `loss`; `counts` as in `Task`.
 
         Raises:
             ConfigError: the batch is too small for batch normalization, or the network breaks its contract.
