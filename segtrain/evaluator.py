@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from segtrain import distributed
-from segtrain.data.loader import dead_workers_reported
+from segtrain.data.workers import dead_workers_reported
 from segtrain.tasks.base import Meter, Task
 
 

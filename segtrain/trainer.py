@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segtrain import checkpoint, distributed
 from segtrain.course import Course
-from segtrain.data.loader import EvalLoader, TrainLoader, dead_workers_reported
+from segtrain.data.loader import EvalLoader, TrainLoader
+from segtrain.data.workers import dead_workers_reported
 from segtrain.ema import Ema, NoEma
 from segtrain.errors import CheckpointError, Interrupted, ResourceError
 from segtrain.evaluator import evaluate

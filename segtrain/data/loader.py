@@ -1,32 +1,26 @@
-"""Batches in a fixed order: which samples make step `s` of epoch `e` depends on the seed alone.
-
-Not on the number of workers, nor on where a run was interrupted. The sampler hands the dataset epoch and index
-together, because workers that outlive an epoch would never see an epoch set on the dataset.
-"""
+"""Batches: of training in the order of their sampler, of evaluation each sample once; read here or by workers."""
 
 from __future__ import annotations
 
-import multiprocessing.connection
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from annotated_types import Len
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from segtrain import distributed
 from segtrain.data.batches import Loaded, stacked
 from segtrain.data.caching.cache import is_cached
 from segtrain.data.dataset import SegmentationDataset
 from segtrain.data.images import ImageDataset, Unfinished
-from segtrain.data.workers import CLOSING, end_workers_with, quiet_worker
-from segtrain.errors import DataError, ResourceError, SegtrainError
+from segtrain.data.sampler import StepSampler
+from segtrain.data.workers import CLOSING, end_workers_with, quiet_worker, raising
+from segtrain.errors import DataError, SegtrainError
 from segtrain.types import Batch, NonNegativeInt, NumClasses, PositiveInt, Size
 
 
@@ -102,7 +96,7 @@ class TrainLoader:
         """The batches of steps `first`, `first + 1`, … of an epoch."""
         self.order.epoch, self.order.first = epoch, first
         step: list[Batch] = []
-        for batch in _raising(self.loader):
+        for batch in raising(self.loader):
             step.append(batch)
             if len(step) == self.accumulate:
                 yield step
@@ -123,45 +117,6 @@ class TrainLoader:
         if isinstance(batch, SegtrainError):
             raise batch
         return batch, seconds
-
-
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Yields this process's batches as lists of (epoch, index)."""
-
-    def __init__(
-        self, length: int, steps: int, batch_size: int, accumulate: int, seed: int, wide: np.ndarray | None = None
-    ) -> None:
-        self.length = length
-        self.steps = steps
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.seed = seed
-        self.wide = wide  # (length,) bool: steps are to be all of the one or all of the other
-        self.epoch = 0
-        self.first = 0
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, batch, world = self.epoch, self.batch_size, distributed.world_size()
-        generator = np.random.default_rng([self.seed, epoch])
-        order = generator.permutation(self.length)
-        if self.wide is not None:
-            order = _grouped(order, self.wide[order], batch * self.accumulate * world, generator)
-        for number in range(self.first * self.accumulate, self.steps * self.accumulate):
-            start = (number * world + distributed.rank()) * batch
-            yield [(epoch, int(index)) for index in order[start : start + batch]]
-
-    def __len__(self) -> int:
-        return (self.steps - self.first) * self.accumulate
-
-
-def _grouped(order: np.ndarray, wide: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """The samples of `order` in groups of `size`, as few of them mixed as can be; what fills no group comes last."""
-    kinds = [order[wide], order[~wide]]
-    whole = [kind[: len(kind) // size * size].reshape(-1, size) for kind in kinds]
-    left = np.concatenate([kind[len(kind) // size * size :] for kind in kinds])
-    whole.append(left[: len(left) // size * size].reshape(-1, size))
-    groups = generator.permutation(np.concatenate(whole))
-    return np.concatenate([groups.ravel(), left[len(left) // size * size :]])
 
 
 class EvalLoader:
@@ -200,7 +155,7 @@ class EvalLoader:
         return batch
 
     def __iter__(self) -> Iterator[Batch]:
-        for batches in _raising(self.loader):
+        for batches in raising(self.loader):
             yield from batches
 
 
@@ -262,48 +217,3 @@ def _collate_by_size(dataset: Dataset[Any], samples: Sequence[Any]) -> Any:
         return errors[0]
     groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image.shape)]
     return [_collate(dataset, group) for group in groups]
-
-
-def _raising(loader: DataLoader[Any]) -> Iterator[Any]:
-    with dead_workers_reported():
-        try:
-            for item in loader:
-                if isinstance(item, SegtrainError):
-                    raise item
-                yield item
-        except (ConnectionError, EOFError) as error:
-            # A batch's memory is fetched from its worker, and torch may not yet have seen that this one is dead.
-            if not _has_dead_worker(loader):
-                raise
-            raise _death_of_a_worker("its connection broke off") from error
-
-
-def _has_dead_worker(loader: DataLoader[Any]) -> bool:
-    workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
-    # A dying process closes its connections a moment before its end can be seen.
-    return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0))
-
-
-@contextmanager
-def dead_workers_reported() -> Iterator[None]:
-    """Turns torch's error about a dead worker into ours.
-
-    Torch raises it from a signal handler: wherever the main process happens to be, often far from its loader.
-
-    Raises:
-        ResourceError: a worker died, most likely for want of memory.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):  # "Caught RuntimeError in DataLoader worker" is a bug
-            raise
-        raise _death_of_a_worker(str(error).splitlines()[0]) from error
-
-
-def _death_of_a_worker(reason: str) -> ResourceError:
-    return ResourceError(
-        f"a data worker died: {reason}",
-        expected="enough memory (and /dev/shm) for data.num_workers processes",
-        fix="try data.num_workers=0 to see the cause, fewer workers, or a container with a larger --shm-size",
-    )

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,10 +17,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from segtrain.data.loader import EvalLoader, StepSampler, TrainLoader, _raising, dead_workers_reported
+from segtrain.data.loader import EvalLoader, TrainLoader
 from segtrain.data.shapes import Shapes
 from segtrain.data.workers import _say_unless_hung_up
-from segtrain.errors import DataError, ResourceError
+from segtrain.errors import DataError
 from segtrain.types import Record
 
 ROOT = Path(__file__).parents[2]
@@ -199,14 +195,6 @@ def test_faults_in_a_worker_end_the_program_with_their_block(
     assert "this is a bug" not in done.stderr
 
 
-def test_a_workers_death_is_told_wherever_torch_raises_it() -> None:
-    """Its signal handler interrupts the main process in the middle of anything."""
-    with pytest.raises(ResourceError, match="killed by signal"), dead_workers_reported():
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-    with pytest.raises(RuntimeError, match="in DataLoader worker"), dead_workers_reported():
-        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
-
-
 SURVIVE = """
 import os, signal, sys
 from segtrain.data.loader import TrainLoader
@@ -365,55 +353,3 @@ def test_each_worker_is_one_thread_and_prefetches_what_it_is_told() -> None:
     assert loader.loader.prefetch_factor == 5
     assert loader.loader.persistent_workers
     assert TrainLoader(Threads(4), batch_size=2, num_workers=0, prefetch=5).loader.prefetch_factor is None
-
-
-def test_a_worker_says_nothing_of_a_main_process_that_hangs_up(capsys: pytest.CaptureFixture[str]) -> None:
-    for error in (ConnectionResetError(104, "Connection reset by peer"), EOFError(), BrokenPipeError()):
-        _say_unless_hung_up(type(error), error, None)
-    assert capsys.readouterr().err == ""
-    _say_unless_hung_up(ValueError, ValueError("a bug"), None)
-    assert "ValueError: a bug" in capsys.readouterr().err
-
-
-class Broken:
-    """A loader whose worker's connection breaks off in the middle of a batch."""
-
-    def __init__(self, *workers: multiprocessing.Process) -> None:
-        self._iterator = SimpleNamespace(_workers=workers)
-
-    def __iter__(self) -> Iterator[Any]:
-        raise ConnectionResetError(104, "Connection reset by peer")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="fork")
-def test_a_connection_that_breaks_off_is_a_death_only_where_a_worker_is_dead() -> None:
-    context: Any = multiprocessing.get_context("fork")
-    dead, alive = context.Process(target=os._exit, args=(9,)), context.Process(target=time.sleep, args=(60,))
-    dead.start()
-    alive.start()
-    try:
-        with pytest.raises(ResourceError, match="a data worker died"):
-            list(_raising(Broken(alive, dead)))  # type: ignore[arg-type]
-        with pytest.raises(ConnectionResetError):
-            list(_raising(Broken(alive)))  # type: ignore[arg-type]
-    finally:
-        alive.kill()
-
-
-@pytest.mark.parametrize(("total", "tall", "size"), [(40, 13, 4), (17, 17, 4), (23, 1, 2), (9, 4, 3), (5, 2, 5)])
-def test_steps_of_one_aspect_take_every_sample_once_and_mix_as_few_as_can_be(total: int, tall: int, size: int) -> None:
-    wide = np.arange(total) >= tall
-    steps = total // size
-    seen = []
-    for epoch in range(3):
-        sampler = StepSampler(total, steps, size, 1, seed=7, wide=wide)
-        sampler.epoch = epoch
-        batches = [[index for _, index in batch] for batch in sampler]
-        assert [len(batch) for batch in batches] == [size] * steps
-        flat = [index for batch in batches for index in batch]
-        assert len(set(flat)) == len(flat) == steps * size
-        mixed = [batch for batch in batches if len(set(wide[batch].tolist())) > 1]
-        assert len(mixed) <= 1
-        seen.append(flat)
-        assert batches == [[index for _, index in batch] for batch in sampler], "the same epoch again"
-    assert seen[0] != seen[1] or total == size
