@@ -159,5 +159,5 @@ def test_auto_finds_the_pieces_and_leaves_the_run_as_it_was(tmp_path: Path) -> N
         runner.train_step(next(runner.train_loader.steps(0)))
         runs[name] = runner
         assert name == "plain" or sizes == [2, 2, 2, 2]
-    assert runs["auto"].samples_seen == runs["plain"].samples_seen
+    assert runs["auto"].course.samples_seen == runs["plain"].course.samples_seen
     assert runs["auto"].train_loader.samples_per_step == runs["plain"].train_loader.samples_per_step == 8
