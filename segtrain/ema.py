@@ -32,6 +32,7 @@ class Ema:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         floats: list[tuple[torch.Tensor, torch.Tensor]] = list(self.parameters)
+        counts: list[tuple[torch.Tensor, torch.Tensor]] = []
         seen: set[int] = set()
         for mine, theirs in self.buffered:
             for name, buffer in theirs._buffers.items():
@@ -39,11 +40,10 @@ class Ema:
                 if buffer is None or average is None or id(average) in seen:
                     continue
                 seen.add(id(average))
-                if buffer.is_floating_point():
-                    floats.append((average, buffer))
-                else:
-                    average.copy_(buffer)
+                (floats if buffer.is_floating_point() else counts).append((average, buffer))
         torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], 1 - decay)
+        if counts:  # all at once: a GPU would otherwise start a kernel for each layer's
+            torch._foreach_copy_([mine for mine, _ in counts], [new for _, new in counts])
 
     def evaluated(self, model: nn.Module) -> nn.Module:
         """The model whose scores are reported: the average."""

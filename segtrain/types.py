@@ -74,7 +74,7 @@ Targets = TypeVar("Targets", bound=_Row)
 class Samples(Generic[Images, Targets]):
     """What every batch to train on holds: B samples, each with the image, target, position and record of its place.
 
-    `index` (B,) int64 positions in the dataset; `records` one per sample.
+    `index` (B,) int64 positions in the dataset, in the main memory, where they are read; `records` one per sample.
     """
 
     image: Images
@@ -126,9 +126,9 @@ class Batch(Samples[Tensor, Tensor]):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; overlaps with computation where the memory is pinned."""
-        image, target, index = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.index))
+        image, target = (one.to(device, non_blocking=True) for one in (self.image, self.target))
         color = None if self.color is None else self.color.to(device, non_blocking=True)
-        return replace(self, image=image, target=target, index=index, color=color)
+        return replace(self, image=image, target=target, color=color)
 
     def pin_memory(self) -> Batch:
         """Called by the loader's pinning thread when the batch goes to a GPU."""
