@@ -8,6 +8,7 @@ needs a GPU: -m gpu.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,27 @@ def test_a_network_does_so_in_every_precision_and_layout(
     runs(cuda, [f"model={name}"], dtype, layout)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_does_so_in_deterministic_mode(cuda: FakeCuda, name: str) -> None:
+    torch.use_deterministic_algorithms(True)  # torch then resizes by other operations on a GPU
+    try:
+        runs(cuda, [f"model={name}", *SMALLER.get(name, [])], torch.bfloat16, torch.channels_last)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 # --- losses ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def settings_of(*overrides: str) -> Settings:
+    return Settings(compose(list(overrides)))
 
 
 def judges(cuda: FakeCuda, name: str, weighted: bool, dtype: torch.dtype, resolution: str = "full") -> None:
     """A loss and its gradient, of logits in `dtype`."""
-    loss = Settings(compose(["data=shapes", f"loss={name}", f"loss.resolution={resolution}"])).make("loss")
+    loss = settings_of("data=shapes", f"loss={name}", f"loss.resolution={resolution}").make("loss")
     if weighted:
         loss.use_class_weights(torch.arange(1.0, 6.0))
     loss.to(CUDA)
@@ -312,6 +328,17 @@ def test_the_loss_scaler_waits_no_more_than_the_rest(
     trainer = build(tmp_path, torch.float16, f"optimizer={optimizer}", "trainer.grad_clip=1.0")
     assert trainer.scaler.is_enabled()
     steps(cuda, trainer, 1)
+
+
+def test_steps_that_may_be_skipped_mix_no_devices(
+    cuda: FakeCuda, build: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = build(tmp_path, None, "trainer.on_nonfinite=skip")
+    cuda.copied = cuda.read = 0  # read at every step: no loss is made up that is none, and no fault
+    trainer.start_training()
+    trainer.train_step([batch()])
+    trainer.log()
+    assert cuda.waits
 
 
 def test_a_run_is_forecast_made_saved_and_resumed(
