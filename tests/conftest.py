@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -67,6 +69,20 @@ def program() -> Door:
             check=False,
         )
         return Finished(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def here() -> Door:
+    """`here("epoch=3", cwd=folder)`: as `program`, in this process, for runs that many tests share."""
+    from segtrain.__main__ import run
+
+    def call(*argv: str, cwd: Path) -> Finished:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(list(argv))
+        return Finished(code, out.getvalue(), err.getvalue())
 
     return call
 

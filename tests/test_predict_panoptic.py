@@ -38,7 +38,7 @@ OBJECTS = [
     "model.min_size=64",
     "model.max_size=96",
     "model.anchor_sizes=[8,16,32,64,128]",
-    "model.rpn_post_nms_test=30",
+    "model.rpn_post_nms_test=8",
     "inference.nms_threshold=0.2",
 ]
 CLASSES = ["sky", "ground", "water", "disc", "square", "triangle", "ring"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -156,15 +157,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, parts: Path) -> Path:
 @pytest.mark.parametrize(
     ("stops", "workers"),
     [
-        ([(1, False)], 0),
-        ([(STEPS, False)], 0),
-        ([(2 * STEPS + 1, False)], 0),
-        ([(2 * STEPS + 1, False)], 2),
-        ([(STEPS, True)], 0),
-        ([(3 * STEPS, True)], 2),
-        ([(4 * STEPS, False)], 0),
-        ([(4 * STEPS, True)], 0),
-        ([(1, False), (2, False), (STEPS, True), (2 * STEPS + 2, False)], 0),
+        # Each stop is followed by training or validation that goes on undisturbed, but for the two steps in a row.
+        ([(1, False), (STEPS, False), (2 * STEPS + 1, False), (4 * STEPS, False)], 0),
+        ([(1, False), (2, False), (STEPS, True), (2 * STEPS + 2, False), (4 * STEPS, True)], 0),
+        ([(2 * STEPS + 1, False), (3 * STEPS, True)], 2),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -249,28 +245,30 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags if "best/" not in tag}
 
 
-def resume_command(result: subprocess.CompletedProcess[str]) -> str:
-    (line,) = [line for line in result.stderr.splitlines() if "trainer.resume=auto" in line]
+def resume_command(told: str) -> str:
+    """The command line that goes on, as the stopped run printed it on its standard error."""
+    (line,) = [line for line in told.splitlines() if "trainer.resume=auto" in line]
     return "python" + line.split("python", 1)[1]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, parts: Path) -> dict[str, Any]:
-    """One run ended by SIGINT, SIGTERM, SIGKILL and two Ctrl-C in turn, and one left alone."""
+def story(tmp_path_factory: pytest.TempPathFactory, parts: Path, here: Any) -> dict[str, Any]:
+    """One run ended by SIGINT, SIGTERM, SIGKILL and two Ctrl-C in turn, and one left alone, in this process."""
     cwd = tmp_path_factory.mktemp("signals")
     quoted = " ".join(f"'{word}'" for word in [*RUN, "trainer.save_every=1"])
-    told: dict[str, Any] = {"cwd": cwd, "parts": parts}
-    told["alone"] = start(f"python -m segtrain {quoted} hydra.run.dir=alone", parts, cwd)
+    told: dict[str, Any] = {"cwd": cwd}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(parts))
+        told["alone"] = here(*RUN, "trainer.save_every=1", "hydra.run.dir=alone", cwd=cwd)
     told["SIGINT"] = start(f"python -m segtrain {quoted} hydra.run.dir=ended", parts, cwd, "0:6:SIGINT")
-    told["command"] = resume_command(told["SIGINT"])
+    told["command"] = resume_command(told["SIGINT"].stderr)
     told["SIGTERM"] = start(told["command"], parts, cwd, "1:6:SIGTERM")
-    told["SIGKILL"] = start(resume_command(told["SIGTERM"]), parts, cwd, "2:6:SIGKILL")
+    told["SIGKILL"] = start(resume_command(told["SIGTERM"].stderr), parts, cwd, "2:6:SIGKILL")
     told["kept"] = checkpoint.load(cwd / "ended" / "checkpoints" / "last.pt")["step"]
     told["twice"] = start(told["command"], parts, cwd, "3:6:SIGINT,SIGINT")
     told["files"] = sorted(path.name for path in (cwd / "ended" / "checkpoints").iterdir())
     told["after"] = checkpoint.load(cwd / "ended" / "checkpoints" / "last.pt")["step"]
     told["end"] = start(told["command"], parts, cwd)
-    told["again"] = start(told["command"], parts, cwd)
     return told
 
 
@@ -279,7 +277,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 @posix
 def test_signals_save_and_exit_with_their_codes(story: dict[str, Any]) -> None:
-    assert story["alone"].returncode == 0, story["alone"].stderr
+    assert story["alone"].code == 0, story["alone"].err
     for name, code, step in (("SIGINT", 130, 2), ("SIGTERM", 143, STEPS + 2)):
         assert story[name].returncode == code, story[name].stderr
         assert f"saved step {step}" in story[name].stderr
@@ -318,50 +316,53 @@ def test_tensorboard_curves_have_each_point_once(story: dict[str, Any]) -> None:
 
 
 @posix
-def test_resuming_a_finished_run_says_so(story: dict[str, Any]) -> None:
-    assert story["again"].returncode == 0
-    assert "is finished: miou" in story["again"].stdout
-    assert "resumed" not in story["again"].stdout
+def test_resuming_a_finished_run_says_so(story: dict[str, Any], here: Any) -> None:
+    again = here(*shlex.split(story["command"])[3:], cwd=story["cwd"])
+    assert again.code == 0, again.err
+    assert "is finished: miou" in again.out
+    assert "resumed" not in again.out
+
+
+# Real signals, which this process sends to itself --------------------------------------------------------------------
 
 
 @posix
-def test_a_damaged_file_is_named_and_the_one_before_is_used(story: dict[str, Any], tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_and_the_one_before_is_used(
+    door: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also: a changed unsafe key stops with its name, `resume_allow` lets it through, a safe one is only said."""
-    stopped = start(
-        "python -m segtrain " + " ".join(f"'{word}'" for word in RUN) + " trainer.tensorboard=false hydra.run.dir=run",
-        story["parts"],
-        tmp_path,
-        "1:2:SIGTERM",
-    )
-    assert stopped.returncode == 143
+    with monkeypatch.context() as patched:
+        patched.setenv("SIGNALS", "1:2:SIGTERM")
+        stopped = door(*RUN, "trainer.tensorboard=false", "hydra.run.dir=run")
+    assert stopped.code == 143, stopped.err
     last = tmp_path / "run" / "checkpoints" / "last.pt"
-    command = resume_command(stopped)
-    changed = start(command + " optimizer.lr=0.5", story["parts"], tmp_path)
-    assert changed.returncode == 2
-    assert "optimizer.lr" in changed.stderr
-    assert "trainer.resume_allow=[optimizer.lr]" in changed.stderr
+    command = shlex.split(resume_command(stopped.err))[3:]
+    changed = door(*command, "optimizer.lr=0.5")
+    assert changed.code == 2
+    assert "optimizer.lr" in changed.err
+    assert "trainer.resume_allow=[optimizer.lr]" in changed.err
     last.write_bytes(last.read_bytes()[:-100])
-    allowed = start(
-        command + " optimizer.lr=0.5 'trainer.resume_allow=[optimizer.lr]' trainer.epochs=2", story["parts"], tmp_path
-    )
-    assert allowed.returncode == 0, allowed.stderr
-    assert "last.pt cannot be used" in allowed.stdout
-    assert f"resumed  step {STEPS}, epoch 2" in allowed.stdout
-    assert "changed  trainer.epochs: 4 -> 2" in allowed.stdout
-    assert "changed  optimizer.lr: " in allowed.stdout
+    allowed = door(*command, "optimizer.lr=0.5", "trainer.resume_allow=[optimizer.lr]", "trainer.epochs=2")
+    assert allowed.code == 0, allowed.err
+    assert "last.pt cannot be used" in allowed.out
+    assert f"resumed  step {STEPS}, epoch 2" in allowed.out
+    assert "changed  trainer.epochs: 4 -> 2" in allowed.out
+    assert "changed  optimizer.lr: " in allowed.out
 
 
 @posix
 def test_auto_without_a_folder_finds_the_unfinished_run_of_the_same_config(
-    story: dict[str, Any], tmp_path: Path
+    door: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = "python -m segtrain " + " ".join(f"'{word}'" for word in [*RUN, "trainer.tensorboard=false"])
-    stopped = start(f"{command} trainer.resume=auto", story["parts"], tmp_path, "0:6:SIGTERM")
-    assert stopped.returncode == 143
-    assert "starting anew" in stopped.stdout
-    found = start(f"{command} trainer.resume=auto trainer.epochs=1", story["parts"], tmp_path)
-    assert found.returncode == 0, found.stderr
-    assert "resumed  step 2, epoch 1" in found.stdout
+    command = [*RUN, "trainer.tensorboard=false", "trainer.resume=auto"]
+    with monkeypatch.context() as patched:
+        patched.setenv("SIGNALS", "0:6:SIGTERM")
+        stopped = door(*command)
+    assert stopped.code == 143, stopped.err
+    assert "starting anew" in stopped.out
+    found = door(*command, "trainer.epochs=1")
+    assert found.code == 0, found.err
+    assert "resumed  step 2, epoch 1" in found.out
     runs = list((tmp_path / "outputs" / "train").glob("*/*"))
     assert len(runs) == 1
     assert (runs[0] / "metrics.json").is_file()

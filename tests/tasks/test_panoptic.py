@@ -29,17 +29,17 @@ QUICK += ["trainer.device=cpu", "data.num_workers=0", "data.size=64", "data.limi
 SEMANTIC = ["data=shapes_scenes", "model=unet_small", "model.base_channels=4", "model.depth=2", "data.crop_size=64"]
 OBJECTS = ["data=shapes_objects", "model=maskrcnn", "model.backbone=resnet18", "model.min_size=64", "model.max_size=64"]
 OBJECTS += ["model.anchor_sizes=[4,8,16,32,64]", "model.rpn_post_nms_train=20", "model.rpn_post_nms_test=6"]
-OBJECTS += ["model.rpn_batch=32", "model.box_batch=16"]
+OBJECTS += ["model.rpn_batch=32", "model.box_batch=16", "optimizer.momentum=0"]  # less to write and to read
 DATA = ["task=panoptic", "data=shapes_panoptic", "data.size=64", "data.limit=3", "data.num_workers=0"]
 DATA += ["trainer.device=cpu", "task.stuff_area_limit=64"]
 
 
 @pytest.fixture(scope="module")
-def pair(program: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(here: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two runs, `classes` and `objects`; what they learned is little, and they are merged as well."""
     cwd = tmp_path_factory.mktemp("pair")
     for name, words in (("classes", SEMANTIC), ("objects", OBJECTS)):
-        done = program(*words, *QUICK, f"hydra.run.dir={name}", cwd=cwd)
+        done = here(*words, *QUICK, f"hydra.run.dir={name}", cwd=cwd)
         assert done.code == 0, done.err
     return cwd
 
