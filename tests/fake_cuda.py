@@ -79,6 +79,8 @@ class FakeCuda(FakeTensorMode):
         first: Tensor = args[0]
         if func is aten._to_copy.default and torch.device(kwargs["device"]).type == "cpu":
             return torch.full(first.shape, self.copied, dtype=kwargs.get("dtype") or first.dtype)
+        if func is aten.copy_.default and first.device.type == "cpu":
+            return first.fill_(self.copied)
         if func in COPIES:
             return func(*args, **{**kwargs, "non_blocking": True})
         if func is aten._local_scalar_dense.default:

@@ -19,7 +19,7 @@ from fake_cuda import CUDA, FakeCuda, HostWaitsError, believe, moved
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from segtrain import checkpoint, experiment
+from segtrain import checkpoint, distributed, experiment
 from segtrain.composition import compose
 from segtrain.evaluator import evaluate
 from segtrain.instances import InstanceBatch, Instances
@@ -358,6 +358,24 @@ def test_a_run_is_forecast_made_saved_and_resumed(
     resumed = build(tmp_path, torch.bfloat16, *options, "trainer.epochs=2")
     resumed.restore(saved[-1])
     steps(cuda, resumed, 2)
+
+
+def test_ranks_on_gpus_add_up_numbers_of_the_main_memory_on_their_gpus(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduced: list[Tensor] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(distributed.dist, "all_reduce", reduced.append)
+    numbers = torch.zeros(3, dtype=torch.float64)
+    assert distributed.sum_(numbers) is numbers
+    assert numbers.device.type == "cpu"
+    assert numbers.tolist() == [1.0, 1.0, 1.0]  # what came back, which is made up here
+    assert [one.device for one in reduced] == [CUDA]
+    there = torch.zeros(2, device=CUDA)
+    assert distributed.sum_(there) is there
+    assert reduced[1] is there
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
