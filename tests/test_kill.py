@@ -165,11 +165,11 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_end(tmp_path: Path, 
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs that nothing interrupts."""
+def alone(here: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs that nothing interrupts, in this process."""
     cwd = tmp_path_factory.mktemp("alone")
-    (told,) = tell(cwd, ("alone", [*RUN, "trainer.epochs=3"], {}))
-    assert told["code"] == 0, told["out"]
+    done = here(*RUN, "trainer.epochs=3", "hydra.run.dir=alone", cwd=cwd)
+    assert done.code == 0, done.err
     return cwd / "alone"
 
 

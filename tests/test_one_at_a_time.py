@@ -30,8 +30,8 @@ class Slow(Shapes):
 
 
 @contextmanager
-def first(cwd: Path, lock: Path, *argv: str, stdin: bytes = b"") -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has taken the lock and waits at the named pipe `gate`; it is let through at the end."""
+def first(cwd: Path, locks: list[Path], *argv: str, stdin: bytes = b"") -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has taken the locks and waits at the named pipe `gate`; it is let through at the end."""
     os.mkfifo(cwd / "gate")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{cwd}", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
@@ -48,7 +48,7 @@ def first(cwd: Path, lock: Path, *argv: str, stdin: bytes = b"") -> Iterator[sub
         process.stdin.write(stdin)
         process.stdin.close()
         until = time.monotonic() + 120
-        while not lock.exists() or not lock.read_bytes().endswith(b"}\n"):
+        while not all(lock.exists() and lock.read_bytes().endswith(b"}\n") for lock in locks):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -71,7 +71,7 @@ def test_a_second_evaluation_is_refused_and_the_first_is_not_disturbed(
     (tmp_path / "slowdata.py").write_text(SLOW)
     argv = ["evaluate", f"checkpoint={checkpoint}", "data.num_workers=0", "data.limit=1", "hydra.run.dir=run"]
     slow = ["data._target_=slowdata.Slow", "allow_targets=[slowdata]"]
-    with first(tmp_path, tmp_path / "run" / "run.lock", *argv, *slow) as process:
+    with first(tmp_path, [tmp_path / "run" / "run.lock"], *argv, *slow) as process:
         log = tmp_path / "run" / "evaluate.log"
         while not log.exists() or "\ndata " not in log.read_text():  # the last that it writes before it waits
             assert process.poll() is None
@@ -88,17 +88,20 @@ def test_a_second_evaluation_is_refused_and_the_first_is_not_disturbed(
     assert door(*argv).code == 0
 
 
-@pytest.mark.parametrize("place", ["hydra.run.dir", "output"])
-def test_a_second_prediction_is_refused(door: Any, checkpoint: Path, tmp_path: Path, place: str) -> None:
+def test_a_second_prediction_is_refused_whichever_folder_it_shares(door: Any, checkpoint: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photo.png")
-    argv = ["predict", f"checkpoint={checkpoint}", "data.num_workers=0", f"{place}=here"]
-    with first(tmp_path, tmp_path / "here" / "run.lock", *argv, "input=-", stdin=b"gate\n") as process:
-        done = door(*argv, "input=photo.png")
-        assert done.code == 2, done.err
-        assert f"another run writes into this folder: process {process.pid} on " in done.err
-        assert "segtrain predict" in done.err
-        assert f"{place}=DIR" in done.err
-        assert not (tmp_path / "here" / "masks").exists()
+    argv = ["predict", f"checkpoint={checkpoint}", "data.num_workers=0"]
+    taken = {"hydra.run.dir": "run", "output": "out"}
+    locks = [tmp_path / folder / "run.lock" for folder in taken.values()]
+    places = [f"{place}={folder}" for place, folder in taken.items()]
+    with first(tmp_path, locks, *argv, *places, "input=-", stdin=b"gate\n") as process:
+        for place, folder in taken.items():
+            done = door(*argv, f"{place}={folder}", "input=photo.png")
+            assert done.code == 2, done.err
+            assert f"another run writes into this folder: process {process.pid} on " in done.err
+            assert "segtrain predict" in done.err
+            assert f"{place}=DIR" in done.err
+        assert list(tmp_path.rglob("masks")) == []
         assert let_through(tmp_path, process) == 3  # the pipe holds no image
-    assert door(*argv, "input=photo.png").code == 0
+    assert door(*argv, *places, "input=photo.png").code == 0
     assert list(tmp_path.rglob("run.lock")) == []

@@ -182,9 +182,7 @@ def test_other_settings_or_weights_do_all_again(predict: Any, checkpoint: Path, 
     assert "done   1 of 1" in predict("input=a.png", *door_words).out
 
 
-def test_after_a_kill_the_rest_is_done_and_nothing_is_half_written(
-    program: Any, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_after_a_kill_the_rest_is_done_and_nothing_is_half_written(door: Any, checkpoint: Path, tmp_path: Path) -> None:
     for number in range(40):
         photo(tmp_path / "photos" / f"{number:03}.png", (200, 160), number)
     argv = ["predict", f"checkpoint={checkpoint}", "input=photos", "output=out", "hydra.run.dir=run"]
@@ -205,7 +203,7 @@ def test_after_a_kill_the_rest_is_done_and_nothing_is_half_written(
     assert all(mask(tmp_path / f"out/masks/{name}.png").shape == (160, 200) for name in written)
     known = journal.read_bytes().count(b"\n")
     before = times(tmp_path / "out")
-    done = program(*argv, cwd=tmp_path)
+    done = door(*argv)
     assert done.code == 0, done.err
     if known < 40:
         assert f"done   {known} of 40 before" in done.out
