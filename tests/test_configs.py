@@ -38,6 +38,7 @@ OBJECTS += ["model.rpn_batch=32", "model.box_batch=16"]
 DETECTORS = {"maskrcnn", "maskrcnn_v2"}
 OF_OBJECTS = {"augment": {"instances", "lsj"}, "loss": {"maskrcnn"}, "inference": {"instances"}}
 """Options that are for task=instance alone."""
+OTHER_AUGMENTS = sorted(OF_OBJECTS["augment"] - {"instances"})
 LIGHTER = {
     "unet": ["model.base_channels=4"],
     "unet_small": ["model.base_channels=4"],
@@ -92,8 +93,10 @@ def test_models(tmp_path: Path, option: str) -> None:
     )
 
 
-@pytest.mark.parametrize("option", sorted(DETECTORS))
-@pytest.mark.parametrize("augment", sorted(OF_OBJECTS["augment"]))
+@pytest.mark.parametrize(
+    ("option", "augment"),
+    [*((one, "instances") for one in sorted(DETECTORS)), *(("maskrcnn", one) for one in OTHER_AUGMENTS)],
+)
 def test_detectors(tmp_path: Path, option: str, augment: str) -> None:
     words = [f"model={option}", *OBJECTS, f"augment={augment}", "optimizer.lr=1e-3", "scheduler=constant"]
     trainer = trainer_of(tmp_path, *words)
@@ -185,8 +188,8 @@ def test_experiments(tmp_path: Path, option: str) -> None:
     learns(trainer_of(tmp_path, *swapped), 1)
 
 
-CLASSES = {"shapes": 5, "voc": 21, "voc_aug": 21, "cityscapes": 19, "pet": 3, "portrait": 2, "camvid": 11, "folder": 2}
-LATER = {"coco_semantic": 81, "coco_voc": 21, "pennfudan_semantic": 2, "shapes_scenes": 7}
+CLASSES = {"shapes": 5, "voc": 21, "cityscapes": 19, "pet": 3, "portrait": 2, "camvid": 11}
+LATER = {"voc_aug": 21, "folder": 2, "coco_semantic": 81, "coco_voc": 21, "pennfudan_semantic": 2, "shapes_scenes": 7}
 """One model of each kind shows that these reach the network; all models were built for all numbers of classes above."""
 OF_DETECTORS = {"coco": 81, "pennfudan": 2, "voc_instances": 21, "cityscapes_instances": 9, "folder_instances": 3}
 OF_DETECTORS |= {"shapes_instances": 5, "shapes_objects": 5}
