@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -31,6 +33,12 @@ def pick_device(name: str) -> torch.device:
                 f"trainer.device={name}, but {count} CUDA devices are available",
                 expected="a device that exists",
                 fix="trainer.device=auto, or check the driver with nvidia-smi",
+            )
+        if device.index is not None and distributed.world_size() > 1:
+            raise ConfigError(
+                f"trainer.device={name} in a run of {distributed.world_size()} processes: all would use one GPU",
+                expected="a GPU for each",
+                fix="trainer.device=cuda; which GPUs they are, CUDA_VISIBLE_DEVICES says",
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
@@ -72,6 +80,17 @@ def be_deterministic(wanted: bool) -> None:
         torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """While images of many sizes pass: cuDNN does not try out algorithms for each, which takes longer than it saves."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def usable_cores() -> int:

@@ -12,6 +12,7 @@ from torch import nn
 
 from segtrain import distributed
 from segtrain.data.workers import dead_workers_reported
+from segtrain.device import any_size
 from segtrain.tasks.base import Meter, Task
 
 
@@ -36,7 +37,7 @@ def evaluate(
     meter = meter or task.meter()
     started, images = time.monotonic(), 0
     try:
-        with torch.inference_mode(), dead_workers_reported():
+        with torch.inference_mode(), any_size(), dead_workers_reported():
             for batch in loader:
                 with precision():
                     meter.update(model, batch.to(device))

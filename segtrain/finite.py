@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segtrain import distributed
 from segtrain.errors import NonFiniteError, listed
-from segtrain.types import Batch, PositiveInt
+from segtrain.types import Batch, PositiveInt, Record
 
 MAX_SKIPPED = 20
 """With `skip`: steps in a row that may be left out before the run stops after all."""
@@ -118,7 +118,8 @@ class FiniteGuard:
         self.say = say
         self.lr = lr
         self.buffers: dict[str, Tensor] = {}
-        self.recent: deque[tuple[int, list[Batch], Tensor]] = deque(maxlen=keep)
+        # No batches: on a GPU they would hold the memory of `keep` steps' images.
+        self.recent: deque[tuple[int, list[list[Record]], Tensor]] = deque(maxlen=keep)
         self.skipped = 0
 
     def remember(self, model: nn.Module) -> None:
@@ -126,17 +127,11 @@ class FiniteGuard:
         if self.limit:
             self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
-    def read(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        """A step's losses as numbers where every step is looked at, as they are where looking is put off."""
-        return dict(losses) if self.deferred else {name: value.item() for name, value in losses.items()}
-
-    def admits(
-        self, model: nn.Module, step: int, batches: list[Batch], loss: Tensor | float, fault: Tensor | None
-    ) -> bool:
+    def admits(self, model: nn.Module, step: int, batches: list[Batch], loss: Tensor, fault: Tensor | None) -> bool:
         """Whether the update of this step (counted from 1) may be made; if not, the model's buffers are as before.
 
         Args:
-            loss: as `read` gives it.
+            loss: of the step, a scalar without a graph.
             fault: a scalar, 0 where all gradients are finite; None under an fp16 scaler: an infinite gradient is usual
                 there, and the scaler skips that step itself.
 
@@ -144,16 +139,16 @@ class FiniteGuard:
             NonFiniteError: it may not, and steps are not to be skipped, or too many were.
         """
         if self.deferred:
-            assert isinstance(loss, Tensor)
-            self.recent.append((step, batches, loss if fault is None else torch.where(fault == 0, loss, math.nan)))
+            judged = loss if fault is None else torch.where(fault == 0, loss, math.nan)
+            self.recent.append((step, [batch.records for batch in batches], judged))
             return True
-        good = math.isfinite(loss) and not fault
+        good = math.isfinite(loss.item()) and not fault
         if not distributed.any_(not good, self.device):
             self.skipped = 0
             return True
         self.skipped += 1
         if self.skipped > self.limit:
-            raise self.error(step, batches)
+            raise self.error(step, [batch.records for batch in batches])
         for name, buffer in model.named_buffers():
             buffer.copy_(self.buffers[name])
         self.say(f"warning: step {step} skipped, its loss or gradient is not finite")
@@ -165,8 +160,8 @@ class FiniteGuard:
             return
         bad = (~torch.isfinite(torch.stack([loss for _, _, loss in self.recent]))).nonzero()
         if distributed.any_(len(bad) > 0, self.device):
-            step, batches, _ = self.recent[int(bad[0])] if len(bad) else self.recent[-1]
-            raise self.error(step, batches)
+            step, records, _ = self.recent[int(bad[0])] if len(bad) else self.recent[-1]
+            raise self.error(step, records)
 
     def check_weights(self, model: nn.Module) -> None:
         """Raises `NonFiniteError` if a weight or statistic that is about to be saved is not finite."""
@@ -179,9 +174,9 @@ class FiniteGuard:
                 fix="lower optimizer.lr, set trainer.grad_clip=1.0, or use trainer.amp=bf16 or off",
             )
 
-    def error(self, step: int, batches: list[Batch]) -> NonFiniteError:
+    def error(self, step: int, records: list[list[Record]]) -> NonFiniteError:
         """The error that names the samples of a step, on whatever rank they were."""
-        names = distributed.gather([record.source for batch in batches for record in batch.records])
+        names = distributed.gather([record.source for batch in records for record in batch])
         return NonFiniteError(
             f"the loss or a gradient became NaN or infinite at step {step} (lr {self.lr():.3g})",
             where=listed((name for rank in names for name in rank), limit=16),

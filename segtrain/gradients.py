@@ -54,7 +54,7 @@ class Gradients:
             network: another than the one that is trained; then no rank waits for the others.
         """
         counts = self._counts(batches, together=network is None)
-        network = network or self.network
+        network = self.network if network is None else network
         total: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             with self._exchange(number == len(batches) - 1):
@@ -81,7 +81,8 @@ class Gradients:
 
     def forget(self) -> None:
         """No gradients, and no memory for them."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # what the optimizer's zero_grad does, without its hooks for profilers
+            parameter.grad = None
 
     def _counts(self, batches: list[Any], together: bool) -> Tensor | None:
         """What the losses of a step are divided by; None: it is one batch alone, which counts for itself."""
@@ -91,7 +92,7 @@ class Gradients:
         return distributed.sum_(counts) if together else counts
 
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients once per step, with the last batch's backward."""
+        """Ranks exchange gradients once per step, with the last batch's backward; a compiled network with each batch's."""
         if last or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
@@ -102,6 +103,6 @@ class Gradients:
         What torch's own scaler asks, of the gradients as they are: a third of what their norm costs.
         """
         found = torch.zeros_like(self.unscaled)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        gradients = [gradient for parameter in self.parameters if (gradient := parameter.grad) is not None]
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self.unscaled)
         return found

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from segtrain import distributed
+from segtrain.device import any_size
 from segtrain.errors import ResourceError
 from segtrain.rng import restore_rng, rng_state
 from segtrain.tracking import Stopwatch, clock
@@ -102,7 +103,7 @@ def _put_back(trainer: Trainer) -> Iterator[None]:
 def _step_seconds(trainer: Trainer, batch: Batch) -> float:
     """Seconds of the forward and backward passes of one optimizer step."""
     # Ranks that try different sizes must not wait for each other's gradients.
-    network = trainer.network if distributed.world_size() == 1 else trainer.model
+    network = trainer.gradients.network if distributed.world_size() == 1 else trainer.model
     batches = [batch.to(trainer.device)]
     trainer.start_training()
     # What the optimizer will add at its first step must fit beside a step, too.
@@ -145,13 +146,16 @@ def _validation_seconds(trainer: Trainer) -> float:
     model = trainer.ema.evaluated(trainer.model)
     training = model.training
     model.eval()
-    watch = Stopwatch()
-    batch = trainer.val_loader.first()
-    with torch.inference_mode(), trainer.precision():
-        trainer.meter().update(model, batch.to(trainer.device))
-    _wait(trainer.device)
+    seconds = 0.0
+    for _ in range(2 if trainer.device.type == "cuda" else 1):  # a GPU first loads its kernels
+        watch = Stopwatch()
+        batch = trainer.val_loader.first()
+        with torch.inference_mode(), any_size(), trainer.precision():
+            trainer.meter().update(model, batch.to(trainer.device))
+        _wait(trainer.device)
+        seconds = watch.seconds()
     model.train(training)
-    return watch.seconds()
+    return seconds
 
 
 def _forecast(trainer: Trainer, step: float, image: float, sample: float) -> Forecast:

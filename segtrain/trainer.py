@@ -20,7 +20,7 @@ from segtrain.errors import CheckpointError, Interrupted, ResourceError
 from segtrain.evaluator import evaluate
 from segtrain.finite import FiniteGuard, ScalerGuard
 from segtrain.gradients import Gradients
-from segtrain.loss_sums import DeviceSums, HostSums, LossSums
+from segtrain.loss_sums import LossSums
 from segtrain.micro_batches import MicroBatches, smallest_batch
 from segtrain.models.layers import freeze_batchnorm
 from segtrain.optim.optimizers import load_optimizer
@@ -94,7 +94,6 @@ class Trainer:
             freeze_batchnorm(model)
         self.ema: Ema | NoEma = NoEma() if options.ema is None else Ema(model, options.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
-        self.network = self._wrapped()
         self.stop = StopSignal()
         monitor = options.monitor or next(iter(task.monitors))
         self.course = Course(
@@ -105,7 +104,7 @@ class Trainer:
             early_stop=options.early_stop,
         )
         self.gradients = Gradients(
-            network=self.network,
+            network=self._wrapped(),
             task=task,
             optimizer=optimizer,
             scaler=self.scaler,
@@ -120,9 +119,7 @@ class Trainer:
             say=tracker.say,
             lr=self.lr,
         )
-        self.sums: dict[str, LossSums] = {
-            span: DeviceSums(device) if self.guard.deferred else HostSums() for span in ("window", "epoch")
-        }
+        self.sums = LossSums()
         self.scaler_guard = ScalerGuard(self.scaler, lr=self.lr)
         self.progress = Progress(tracker, device, train_loader, task)
         trace = folder / "profile" / "trace.json"
@@ -176,7 +173,7 @@ class Trainer:
 
     def start_training(self) -> None:
         """Puts the network into training mode, frozen normalizations excepted."""
-        self.network.train()
+        self.gradients.network.train()
         if self.freeze_bn:
             freeze_batchnorm(self.model)
 
@@ -185,14 +182,12 @@ class Trainer:
         watch = Stopwatch()
         batches = [batch.to(self.device) for batch in batches]
         self.guard.remember(self.model)
-        losses = self.guard.read(self.micro.run(batches, self.gradients.add, self.gradients.forget))
-        losses["unlabelled"] = float(all(batch.unlabelled for batch in batches))
+        losses = self.micro.run(batches, self.gradients.add, self.gradients.forget)
         fault = self.gradients.finish()
         if self.guard.admits(self.model, self.course.step + 1, batches, losses["loss"], fault):
             self.scaler.step(self.optimizer)
             self.ema.update()
-            for sums in self.sums.values():
-                sums.add(losses)
+            self.sums.add({**losses, "unlabelled": float(all(batch.unlabelled for batch in batches))})
         self.scaler.update()
         self.scheduler.step()
         self.gradients.forget()
@@ -208,7 +203,7 @@ class Trainer:
         """Points of the training curves; the only place between two saves where a GPU is waited for."""
         self.guard.check()
         left_out = self.scaler_guard.check(self.course.step)
-        self.progress.curves(self.course.step, self.sums["window"].take(), self.optimizer.param_groups, left_out)
+        self.progress.curves(self.course.step, self.sums.take("window"), self.optimizer.param_groups, left_out)
 
     def lr(self) -> float:
         """The learning rate now, of the first parameter group."""
@@ -235,7 +230,7 @@ class Trainer:
         record = {
             "epoch": course.epoch + 1,
             "step": course.step,
-            "train": self.sums["epoch"].take(),
+            "train": self.sums.take("epoch"),
             "val": scores,
             "lr": self.lr(),
             "train_images_per_second": self.progress.speed(self.progress.training_seconds),
@@ -313,7 +308,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             **self.course.state(),
-            "sums": {name: sums.state() for name, sums in self.sums.items()},
+            "sums": self.sums.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -332,12 +327,12 @@ class Trainer:
                 expected="the network and optimizer that it was saved from",
                 fix="resume with the same model and optimizer, or start a new run with model.weights=PATH",
             ) from error
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the checkpoint was written without one, as on another device
+            self.scaler.load_state_dict(state["scaler"])
         self.scaler_guard.restart(state["step"])
         self.course.restore(state, self.tracker.say)
         load_scheduler(self.scheduler, state["scheduler"], self.course.step)
-        for name, sums in self.sums.items():
-            sums.restore(state["sums"][name])
+        self.sums.restore(state["sums"])
         if len(state["rng"]) == distributed.world_size():
             restore_rng(state["rng"][distributed.rank()], self.device)
         else:

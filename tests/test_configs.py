@@ -75,10 +75,10 @@ def learns(trainer: Trainer, steps: int = 3) -> None:
     before = {name: value.detach().clone() for name, value in learned.items()}
     batches = next(iter(trainer.train_loader.steps(0)))
     losses = []
-    trainer.network.train()
+    trainer.start_training()
     for _ in range(steps):
         trainer.train_step(batches)
-        losses.append(trainer.sums["window"].take()["loss"])
+        losses.append(trainer.sums.take("window")["loss"])
         trainer.course.step += 1
     assert all(loss == loss and abs(loss) != float("inf") for loss in losses), losses
     assert steps == 1 or min(losses[1:]) < losses[0], losses

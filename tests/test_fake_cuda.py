@@ -7,6 +7,8 @@ needs a GPU: -m gpu.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
@@ -28,6 +30,7 @@ from segtrain.metrics.calibration import Calibration
 from segtrain.normalization import Normalization
 from segtrain.parts import make_task
 from segtrain.rehearsal import rehearse
+from segtrain.rng import rng_state
 from segtrain.settings import Settings
 from segtrain.tracking import Tracker
 from segtrain.trainer import Trainer
@@ -339,6 +342,39 @@ def test_steps_that_may_be_skipped_mix_no_devices(
     trainer.train_step([batch()])
     trainer.log()
     assert cuda.waits
+
+
+def test_steps_that_are_yet_to_be_judged_hold_no_images(
+    cuda: FakeCuda, build: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = build(tmp_path, None, "trainer.log_every=100")
+    trainer.start_training()
+    on_gpu: list[weakref.ref[Batch]] = []
+    to = Batch.to
+
+    def noted(self: Batch, device: torch.device) -> Batch:
+        found = to(self, device)
+        on_gpu.append(weakref.ref(found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batch, "to", noted)
+        for _ in range(3):
+            trainer.train_step([batch()])
+    gc.collect()
+    assert [one() for one in on_gpu] == [None] * 3
+
+
+def test_a_checkpoint_without_a_loss_scaler_goes_on_under_one(
+    cuda: FakeCuda, build: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    cuda.rows = cuda.copied = 0
+    first = build(tmp_path / "a", torch.bfloat16)
+    state = pytree.tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, first.state())
+    second = build(tmp_path / "b", torch.float16)
+    second.restore({**state, "rng": [rng_state(CUDA)]})
+    steps(cuda, second, 1)
+    assert second.scaler.get_scale() > 0
 
 
 def test_a_run_is_forecast_made_saved_and_resumed(

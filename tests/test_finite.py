@@ -17,7 +17,7 @@ from segtrain.settings import Settings
 from segtrain.types import Batch, Record
 
 CPU = torch.device("cpu")
-GOOD, BAD = 1.0, math.nan  # losses, as the guard reads them
+GOOD, BAD = torch.tensor(1.0), torch.tensor(math.nan)  # losses
 NO, YES = torch.tensor(0.0), torch.tensor(1.0)  # whether a gradient is not finite
 
 
@@ -31,8 +31,10 @@ def batches(*names: str) -> list[Batch]:
     return [Batch(empty, empty[..., 0], torch.arange(len(names)), [Record(name) for name in names])]
 
 
-@pytest.mark.parametrize(("loss", "fault"), [(BAD, NO), (GOOD, YES), (math.inf, NO), (GOOD, torch.tensor(True))])
-def test_what_is_not_finite_stops_with_the_samples_named(loss: float, fault: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    ("loss", "fault"), [(BAD, NO), (GOOD, YES), (torch.tensor(math.inf), NO), (GOOD, torch.tensor(True))]
+)
+def test_what_is_not_finite_stops_with_the_samples_named(loss: torch.Tensor, fault: torch.Tensor) -> None:
     watch, _ = guard()
     assert watch.admits(nn.Identity(), 1, batches("a"), GOOD, NO)
     with pytest.raises(NonFiniteError) as caught:
@@ -65,9 +67,7 @@ def test_deferred_looking_finds_the_first_bad_step_and_its_samples() -> None:
     watch, _ = guard(keep=3)
     watch.deferred = True
     watch.check()
-    for step, value, fault in [(1, GOOD, NO), (2, GOOD, YES), (3, BAD, YES)]:
-        loss = watch.read({"loss": torch.tensor(value)})["loss"]
-        assert isinstance(loss, torch.Tensor)
+    for step, loss, fault in [(1, GOOD, NO), (2, GOOD, YES), (3, BAD, YES)]:
         assert watch.admits(nn.Identity(), step, batches(f"sample {step}"), loss, fault)
     with pytest.raises(NonFiniteError, match="at step 2") as caught:
         watch.check()

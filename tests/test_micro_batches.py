@@ -72,7 +72,7 @@ def test_a_step_that_runs_out_of_memory_is_the_step_it_would_have_been(
         hold_at_most(runner, limit, sizes)
         steps = runner.train_loader.steps(0)
         runner.train_step(next(steps))
-        states.append((runner.model.state_dict(), runner.sums["window"].take(), runner.micro.count))
+        states.append((runner.model.state_dict(), runner.sums.take("window"), runner.micro.count))
     (whole, losses, one), (cut, cut_losses, count) = states
     assert (one, count) == (1, pieces)
     assert sum(size for size in sizes if size <= fits) == 8
@@ -90,7 +90,7 @@ def test_losses_of_regions_are_the_mean_of_the_pieces_as_with_accumulated_batche
         without_norms(runner)
         hold_at_most(runner, limit, [])
         runner.train_step(next(runner.train_loader.steps(0)))
-        states.append((runner.model.state_dict(), runner.sums["window"].take()))
+        states.append((runner.model.state_dict(), runner.sums.take("window")))
     (accumulated, losses), (cut, cut_losses) = states
     for name, value in accumulated.items():
         assert torch.allclose(cut[name], value, atol=1e-6, rtol=0), name

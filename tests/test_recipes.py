@@ -68,11 +68,11 @@ def test_a_recipe_learns_on_its_data(option: str, tmp_path: Path) -> None:
         tracker=Tracker(),
     )
     losses = []
-    trainer.network.train()
+    trainer.start_training()
     for epoch in range(12):
         for batches in trainer.train_loader.steps(epoch):
             trainer.train_step(batches)
-            losses.append(trainer.sums["window"].take()["loss"])
+            losses.append(trainer.sums.take("window")["loss"])
             trainer.course.step += 1
     assert np.isfinite(losses).all(), losses
     assert np.mean(losses[-3:]) < np.mean(losses[:3]), losses

@@ -70,13 +70,13 @@ def test_a_disk_without_room_stops_the_run_before_its_first_step(
 def attempts(fast: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str) -> list[int]:
     """Images of each pass that a rehearsal makes."""
     runner = build(compose([*fast, *extra]), folder=folder, tracker=Tracker())
-    whole, seen = runner.gradients, []
+    whole, seen = runner.gradients.add, []
 
     def gradients(batches: list[Any], *arguments: Any) -> Any:
         seen.append(sum(len(batch) for batch in batches))
         return whole(batches, *arguments)
 
-    monkeypatch.setattr(runner, "gradients", gradients)
+    monkeypatch.setattr(runner.gradients, "add", gradients)
     rehearse(runner, auto=False)
     return seen
 
@@ -157,7 +157,7 @@ def test_steps_without_a_label_are_counted(fast: list[str], tmp_path: Path) -> N
     steps = list(runner.train_loader.steps(0))
     for batches in steps:
         runner.train_step(batches)
-    losses = runner.sums["window"].take()
+    losses = runner.sums.take("window")
     assert losses["unlabelled"] == pytest.approx(1 / len(steps))
     assert torch.isfinite(torch.tensor(losses["loss"]))
 
@@ -184,6 +184,6 @@ def test_a_network_whose_length_is_asked_for_trains(fast: list[str], tmp_path: P
         def forward(self, *values: Any, **options: Any) -> Any:
             return self.inner(*values, **options)
 
-    runner.network = Asked(runner.model)
+    runner.gradients.network = Asked(runner.model)
     rehearse(runner, auto=False)
     runner.train_step(next(runner.train_loader.steps(0)))

@@ -78,7 +78,7 @@ def test_micro_batches_equal_one_batch_whatever_their_labels(tmp_path: Path, wei
         without_norms(runner)
         (batch,) = next(iter(runner.train_loader.steps(0)))
         runner.train_step(cut(uneven(batch), parts))
-        states.append((runner.model.state_dict(), runner.sums["window"].take()))
+        states.append((runner.model.state_dict(), runner.sums.take("window")))
     for state, losses in states[1:]:
         for name, value in states[0][0].items():
             assert torch.allclose(state[name], value, atol=1e-6, rtol=0), name
@@ -268,7 +268,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path: Path) -> None:
     plain, compiled = trainer(tmp_path), trainer(tmp_path, "trainer.compile=true")
     for runner in (plain, compiled):
         runner.fit()
-    assert compiled.history[0]["train"] == pytest.approx(plain.history[0]["train"], rel=1e-4)
+    assert compiled.course.history[0]["train"] == pytest.approx(plain.course.history[0]["train"], rel=1e-4)
     keys = [set(checkpoint.load(tmp_path / "checkpoints" / "last.pt")["model"]), set(plain.model.state_dict())]
     assert keys[0] == keys[1]
 
@@ -291,7 +291,7 @@ def test_channels_last_changes_nothing_but_the_layout(tmp_path: Path) -> None:
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
     for runner in (plain, last):
         runner.fit()
-    assert last.history[0]["train"] == pytest.approx(plain.history[0]["train"], rel=1e-4)
+    assert last.course.history[0]["train"] == pytest.approx(plain.course.history[0]["train"], rel=1e-4)
 
 
 MODELS = [

@@ -148,7 +148,7 @@ def step_of(key: str, settings: Settings, device: torch.device) -> Callable[[], 
     if key == "references":
         return ReferenceLoop(settings, batches, device).step
     trainer = make_trainer(settings, ReadyBatches(batches, 1), device, Path(), Tracker())
-    trainer.network.train()
+    trainer.start_training()
     return lambda: run_epoch(trainer)
 
 

@@ -95,7 +95,7 @@ class InstanceTask:
 
     def counts(self, batch: InstanceBatch) -> Tensor:
         """The number of images: every term is a mean over a batch's."""
-        return torch.tensor([float(len(batch))], device=self.normalize.device)
+        return torch.full((1,), float(len(batch)), device=self.normalize.device)
 
     def losses(self, model: nn.Module, batch: InstanceBatch, counts: Tensor | None) -> dict[str, Tensor]:
         """The detector's terms by name and their weighted sum under `loss`, as this batch's share of a step."""
@@ -187,7 +187,7 @@ class InstanceMeter:
                 with torch.random.fork_rng([image.device] if image.device.type == "cuda" else []):
                     torch.manual_seed(index)
                     terms = task.loss(inference.losses(model, seen))
-                self.totals += torch.stack(list(terms.values())).double().cpu()
+                self.totals += torch.stack(list(terms.values())).cpu().double()
             self.images += 1
 
     def reduce(self) -> None:
