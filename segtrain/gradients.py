@@ -92,7 +92,7 @@ class Gradients:
         return distributed.sum_(counts) if together else counts
 
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients once per step, with the last batch's backward; a compiled network with each batch's."""
+        """Ranks exchange gradients once per step, with the last batch's backward; compiled networks do with each."""
         if last or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
