@@ -163,12 +163,21 @@ class FiniteGuard:
             step, records, _ = self.recent[int(bad[0])] if len(bad) else self.recent[-1]
             raise self.error(step, records)
 
-    def check_weights(self, model: nn.Module) -> None:
-        """Raises `NonFiniteError` if a weight or statistic that is about to be saved is not finite."""
-        bad = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-        if distributed.any_(bool(bad), self.device):
+    def check_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Raises `NonFiniteError` if a number of the model or the optimizer that is about to be saved is not finite.
+
+        Every step's gradients may be finite and their squares, which Adam adds up, not be.
+        """
+        named = [*model.state_dict().items()]
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        for parameter, state in optimizer.state.items():
+            named += [(f"{key} of {names[parameter]}", value) for key, value in state.items() if torch.is_tensor(value)]
+        mine = [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
+        if distributed.any_(bool(mine), self.device):
+            bad = list(dict.fromkeys(name for rank in distributed.gather(mine) for name in rank))
             raise NonFiniteError(
-                f"{len(bad)} of the model's weights or statistics hold NaN or infinity (lr {self.lr():.3g})",
+                f"{len(bad)} of the weights, statistics or the optimizer's sums hold NaN or infinity "
+                f"(lr {self.lr():.3g})",
                 where=listed(bad),
                 expected="finite numbers; nothing was saved",
                 fix="lower optimizer.lr, set trainer.grad_clip=1.0, or use trainer.amp=bf16 or off",

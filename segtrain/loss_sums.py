@@ -1,4 +1,4 @@
-"""Loss terms added up over steps, read from the device only where somebody asks for them.
+"""Loss terms added up over steps, read from a GPU only where somebody asks for them.
 
 Each rank holds its own share of every step's terms. A checkpoint keeps the sums of all ranks, and writing it changes
 nothing: a resumed run adds in the same order, to the same bits.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segtrain import distributed
+from segtrain.errors import ConfigError, listed
 
 Span = Literal["window", "epoch"]
 """Since the last point of the curves, and since the epoch began."""
@@ -24,17 +25,32 @@ HELD = 1000
 class LossSums:
     """Sums of named loss terms over the steps of each span.
 
-    A step only hands over its terms, which costs nothing and waits for nothing. They are read all at once.
+    A step's terms are copied at once, as they may share memory with what the next step changes. On the CPU that is
+    reading them; a GPU is waited for when somebody asks.
     """
 
     def __init__(self) -> None:
         self.sums: dict[Span, dict[str, float]] = {"window": {}, "epoch": {}}
         self.steps: dict[Span, int] = {"window": 0, "epoch": 0}
-        self.unread: list[Mapping[str, Tensor | float]] = []
+        self.names: list[str] = []
+        self.unread: list[tuple[list[float] | Tensor, list[float]]] = []  # per step, in the order of `names`
 
-    def add(self, terms: Mapping[str, Tensor | float]) -> None:
-        """Takes one step's terms, scalars by name without a graph; the names are the same at every step."""
-        self.unread.append(terms)
+    def add(self, terms: Mapping[str, Tensor], **numbers: float) -> None:
+        """Takes one step's terms and what else has a mean, by name.
+
+        Raises:
+            ConfigError: a term is not one number, or they have other names than before.
+        """
+        names = [*terms, *numbers]
+        if names != self.names:
+            self._rename(names)
+        values = list(terms.values())
+        try:
+            on_cpu = all(value.device.type == "cpu" for value in values)
+            row = [value.item() for value in values] if on_cpu else torch.stack([one.reshape(()) for one in values])
+        except RuntimeError as error:
+            raise _no_number(terms) from error
+        self.unread.append((row, list(numbers.values())))
         if len(self.unread) == HELD:
             self._read()
 
@@ -58,6 +74,7 @@ class LossSums:
         """Continues from `state()`; the first rank carries the sums of all."""
         share = 1.0 if distributed.is_main() else 0.0
         self.unread = []
+        self.names = list(state["epoch"]["sums"] or state["window"]["sums"])
         for span in self.sums:
             kept = state[span]
             # Terms that earlier versions held on a GPU: (steps, names).
@@ -70,20 +87,41 @@ class LossSums:
         """Adds what is unread to the sums, step by step: in the same order however often it is called."""
         if not self.unread:
             return
-        tensors = [value for terms in self.unread for value in terms.values() if isinstance(value, Tensor)]
-        numbers = iter(torch.stack(tensors).tolist() if tensors else [])  # a GPU is waited for once
-        for terms in self.unread:
-            values = {name: next(numbers) if isinstance(value, Tensor) else value for name, value in terms.items()}
+        rows = [row for row, _ in self.unread if isinstance(row, Tensor)]
+        found = torch.stack(rows).tolist() if rows else [row for row, _ in self.unread]  # a GPU is waited for once
+        for row, (_, numbers) in zip(found, self.unread, strict=True):
             for span, sums in self.sums.items():
                 if not sums:
-                    self.sums[span] = sums = dict.fromkeys(values, 0.0)
-                for name, value in values.items():
+                    self.sums[span] = sums = dict.fromkeys(self.names, 0.0)
+                for name, value in zip(self.names, (*row, *numbers), strict=True):
                     sums[name] += value
                 self.steps[span] += 1
         self.unread = []
+
+    def _rename(self, names: list[str]) -> None:
+        """The terms come in another order, or, where nothing is added up yet, with other names."""
+        self._read()
+        if any(self.steps.values()) and set(names) != set(self.names):
+            raise ConfigError(
+                f"the loss terms of this step are {listed(names)}",
+                where="task",
+                expected=f"those of the steps before: {listed(self.names)}",
+                fix="return every term at every step, as zero where it plays no part",
+            )
+        self.names = names
 
     def _of_all_ranks(self, span: Span) -> dict[str, float]:
         if distributed.world_size() == 1:
             return self.sums[span]
         values = torch.tensor(list(self.sums[span].values()), dtype=torch.float64)
         return dict(zip(self.sums[span], distributed.sum_(values).tolist(), strict=True))
+
+
+def _no_number(terms: Mapping[str, Tensor]) -> ConfigError:
+    shapes = listed(f"{name} {tuple(value.shape)} on {value.device}" for name, value in terms.items())
+    return ConfigError(
+        f"a loss term is not one number: {shapes}",
+        where="task",
+        expected="tensors of one element each, on one device",
+        fix="sum or average each term in the task's losses",
+    )

@@ -187,7 +187,7 @@ class Trainer:
         if self.guard.admits(self.model, self.course.step + 1, batches, losses["loss"], fault):
             self.scaler.step(self.optimizer)
             self.ema.update()
-            self.sums.add({**losses, "unlabelled": float(all(batch.unlabelled for batch in batches))})
+            self.sums.add(losses, unlabelled=float(all(batch.unlabelled for batch in batches)))
         self.scaler.update()
         self.scheduler.step()
         self.gradients.forget()
@@ -246,7 +246,8 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """Scores of the model, or of its average, on the validation split."""
-        distributed.copy_buffers(self.model)
+        for network in (self.model, self.ema.evaluated(self.model)):
+            distributed.copy_buffers(network)
         bar = self.tracker.bar(self.val_loader.images, "validation")
 
         def after_batch(images: int) -> None:
@@ -292,7 +293,7 @@ class Trainer:
     def save(self, *names: str) -> None:
         """Writes the whole state to `checkpoints/<name>` for each name; every rank takes part, the first one writes."""
         self.guard.check()
-        self.guard.check_weights(self.model)
+        self.guard.check_state(self.model, self.optimizer)
         self.tracker.flush()  # a resumed run draws no point from before its checkpoint again
         state = {**self.about, **self.state(), "rng": distributed.gather(rng_state(self.device))}
         if distributed.is_main():

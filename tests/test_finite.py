@@ -87,11 +87,21 @@ def test_a_skipped_step_leaves_no_trace_in_the_statistics() -> None:
 def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     net = nn.Linear(2, 1)
     watch, _ = guard()
-    watch.check_weights(net)
+    adam = torch.optim.AdamW(net.parameters(), lr=0.0)
+    net(torch.full((1, 2), 1e19)).sum().backward()
+    watch.check_state(net, adam)
+    adam.step()
+    watch.check_state(net, adam)
+    assert net.weight.grad is not None
+    net.weight.grad.mul_(1e3)  # finite, and its square is not
+    adam.step()
+    with pytest.raises(NonFiniteError, match="1 of the weights, statistics or the optimizer's sums hold NaN") as found:
+        watch.check_state(net, adam)
+    assert found.value.where == "exp_avg_sq of weight"
     with torch.no_grad():
         net.bias.fill_(math.inf)
     with pytest.raises(NonFiniteError, match="hold NaN or infinity") as found:
-        watch.check_weights(net)
+        watch.check_state(net, torch.optim.SGD(net.parameters(), lr=0.1))
     assert found.value.where == "bias"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from segtrain import checkpoint
+from segtrain import checkpoint, distributed
 from segtrain.errors import NonFiniteError, ResourceError
 from segtrain.experiment import build, compose
 from segtrain.losses.combine import SegmentationLoss
@@ -153,7 +153,7 @@ def test_max_steps_ends_the_run_on_its_step_with_a_validation(
 
 
 def poisoned(runner: Trainer, steps: set[int], how: str = "loss") -> None:
-    """Makes the loss, or the gradient alone, of the given steps not finite."""
+    """Makes the loss, or the gradient alone, or its squares alone, of the given steps not finite."""
     losses = runner.task.losses
 
     def bad(*arguments: Any) -> Any:
@@ -162,7 +162,8 @@ def poisoned(runner: Trainer, steps: set[int], how: str = "loss") -> None:
             if how == "loss":
                 found["loss"] = found["loss"] * math.nan
             else:
-                found["loss"].register_hook(lambda gradient: gradient * math.inf)  # the loss itself stays finite
+                factor = {"gradient": math.inf, "square": 1e25}[how]
+                found["loss"].register_hook(lambda gradient: gradient * factor)  # the loss itself stays finite
         return found
 
     runner.task.losses = bad
@@ -198,6 +199,28 @@ def test_stop_names_the_samples_and_saves_nothing_of_it(tmp_path: Path, how: str
         assert state["step"] <= 5
         assert all_finite([state["model"], state["optimizer"]])
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["step"] == 5
+
+
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+def test_finite_gradients_whose_squares_are_not_are_never_saved_with_them(tmp_path: Path, clip: str) -> None:
+    runner = trainer(tmp_path, "optimizer=adamw", f"trainer.grad_clip={clip}", "trainer.save_every=1")
+    poisoned(runner, {2}, "square")
+    with pytest.raises(NonFiniteError) as caught:
+        runner.fit()
+    expected = "at step 2" if clip == "1.0" else "the optimizer's sums hold NaN or infinity"  # their norm overflows
+    assert expected in caught.value.found
+    state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    assert state["step"] == 1
+    assert all_finite([state["model"], state["optimizer"]])
+
+
+def test_ranks_agree_on_the_statistics_of_what_is_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[nn.Module] = []
+    monkeypatch.setattr(distributed, "copy_buffers", copied.append)
+    runner = trainer(tmp_path, "trainer.ema=0.9")
+    runner.validate()
+    assert runner.model in copied
+    assert runner.ema.evaluated(runner.model) in copied
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])

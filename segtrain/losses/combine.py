@@ -12,7 +12,7 @@ from segtrain.losses.base import Loss
 from segtrain.losses.pixel import PixelLoss
 from segtrain.types import NonNegativeFloat
 
-RESULT_NAMES = ("loss", "aux")
+RESULT_NAMES = ("loss", "aux", "unlabelled")
 Resolution = Literal["full", "native"]
 
 
