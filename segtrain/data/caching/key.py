@@ -1,7 +1,8 @@
 """When is a cache of decoded samples the right one? When nothing that makes a sample has changed since.
 
 The key covers the files (name, size, time of change), the dataset's class and settings, and the programs that decode
-or draw: versions of packages, and the source files of segtrain and of the user's own package that the class imports.
+or draw: versions of packages, and the source files of segtrain and of the user's own package, or of the folder of a
+module without one, that the class imports.
 """
 
 from __future__ import annotations
