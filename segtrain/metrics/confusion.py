@@ -99,20 +99,13 @@ class ConfusionMatrix:
         """
         if tuple(prediction.shape) != tuple(target.shape):
             raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
-        if tuple(prediction.shape) != tuple(target.shape):
-            raise ValueError(
-                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape"
-            )
-        if tuple(prediction.shape) != tuple(target.shape):
-            raise ValueError(
-                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape"
-            )
         device = _device(prediction) if _device(prediction).type != "cpu" else _device(target)
         if device.type == "cpu":
             self.counts += self._count_on_cpu(np.asarray(prediction), np.asarray(target))
         else:
             labels = (torch.as_tensor(labels).to(device) for labels in (prediction, target))
-            self.counts += self._count_on_device(*labels).cpu()
+            seen = self._count_on_device(*labels)
+            self._on_device = seen if self._on_device is None else self._on_device + seen
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Adds the counts of another matrix.
@@ -204,54 +197,6 @@ class ConfusionMatrix:
         ones = torch.ones_like(pairs, dtype=torch.int32)
         counts = ones.new_zeros(LANES * bins).scatter_add_(0, lane * bins + pairs, ones)
         return counts.view(LANES, classes + 2, classes + 1).sum(0)
-
-    def _count_on_cpu(self, prediction: np.ndarray, target: np.ndarray) -> Tensor:
-        labels = (target, prediction)
-        if any(one.dtype != np.uint8 for one in labels):
-            # First, since as bytes -1 would become 255 and 256 would become 0.
-            self._check(prediction, target)
-        pairs = [one.astype(np.uint8, copy=False).reshape(1, -1) for one in labels]
-        # OpenCV's two-dimensional histogram of bytes is several times faster than any bincount.
-        bins, ranges = [IGNORE_INDEX + 1, self.num_classes], [0, IGNORE_INDEX + 1, 0, self.num_classes]
-        seen = torch.zeros(bins, dtype=torch.int64)
-        for start in range(0, target.size, LABELS_PER_CALL):
-            part = [one[:, start : start + LABELS_PER_CALL] for one in pairs]
-            seen += torch.from_numpy(cv2.calcHist(part, [0, 1], None, bins, ranges)).long()
-        if int(seen.sum()) != target.size or seen[self.num_classes : IGNORE_INDEX].any():
-            self._check(prediction, target)
-        return seen[: self.num_classes]
-
-    def _count_on_device(self, prediction: Tensor, target: Tensor) -> Tensor:
-        self._check(prediction, target)
-        # One more row takes the ignored pixels: cheaper than to select the others.
-        rows = target.long().masked_fill(target == IGNORE_INDEX, self.num_classes)
-        pairs = (rows * self.num_classes + prediction.long()).flatten()
-        bins = (self.num_classes + 1) * self.num_classes
-        return torch.bincount(pairs, minlength=bins).view(-1, self.num_classes)[: self.num_classes]
-
-    def _count_on_cpu(self, prediction: np.ndarray, target: np.ndarray) -> Tensor:
-        labels = (target, prediction)
-        if any(one.dtype != np.uint8 for one in labels):
-            # First, since as bytes -1 would become 255 and 256 would become 0.
-            self._check(prediction, target)
-        pairs = [one.astype(np.uint8, copy=False).reshape(1, -1) for one in labels]
-        # OpenCV's two-dimensional histogram of bytes is several times faster than any bincount.
-        bins, ranges = [IGNORE_INDEX + 1, self.num_classes], [0, IGNORE_INDEX + 1, 0, self.num_classes]
-        seen = torch.zeros(bins, dtype=torch.int64)
-        for start in range(0, target.size, LABELS_PER_CALL):
-            part = [one[:, start : start + LABELS_PER_CALL] for one in pairs]
-            seen += torch.from_numpy(cv2.calcHist(part, [0, 1], None, bins, ranges)).long()
-        if int(seen.sum()) != target.size or seen[self.num_classes : IGNORE_INDEX].any():
-            self._check(prediction, target)
-        return seen[: self.num_classes]
-
-    def _count_on_device(self, prediction: Tensor, target: Tensor) -> Tensor:
-        self._check(prediction, target)
-        # One more row takes the ignored pixels: cheaper than to select the others.
-        rows = target.long().masked_fill(target == IGNORE_INDEX, self.num_classes)
-        pairs = (rows * self.num_classes + prediction.long()).flatten()
-        bins = (self.num_classes + 1) * self.num_classes
-        return torch.bincount(pairs, minlength=bins).view(-1, self.num_classes)[: self.num_classes]
 
     def _check(self, prediction: Labels, target: Labels) -> None:
         """Raises if a value is no class."""
