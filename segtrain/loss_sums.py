@@ -101,6 +101,13 @@ class LossSums:
     def _rename(self, names: list[str]) -> None:
         """The terms come in another order, or, where nothing is added up yet, with other names."""
         self._read()
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"two terms of one name among {listed(names)}",
+                where="task",
+                expected="names of their own; `unlabelled` is what the trainer counts itself",
+                fix="give the task's term another name",
+            )
         if any(self.steps.values()) and set(names) != set(self.names):
             raise ConfigError(
                 f"the loss terms of this step are {listed(names)}",

@@ -96,6 +96,8 @@ def test_terms_that_are_no_numbers_or_change_their_names_are_refused_at_their_st
     sums = LossSums()
     with pytest.raises(ConfigError, match=r"not one number: loss \(3,\) on cpu"):
         sums.add({"loss": torch.ones(3)})
+    with pytest.raises(ConfigError, match="two terms of one name"):
+        sums.add({"loss": torch.ones(()), "unlabelled": torch.ones(())}, unlabelled=0.0)
     put(sums, 0)
     with pytest.raises(ConfigError, match="the loss terms of this step are") as caught:
         sums.add({"loss": torch.ones(())}, unlabelled=0.0)
