@@ -46,7 +46,7 @@ class LossSums:
             self._rename(names)
         values = list(terms.values())
         try:
-            on_cpu = all(value.device.type == "cpu" for value in values)
+            on_cpu = values[0].is_cpu
             row = [value.item() for value in values] if on_cpu else torch.stack([one.reshape(()) for one in values])
         except RuntimeError as error:
             raise _no_number(terms) from error
