@@ -57,12 +57,6 @@ def sum_(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def add_up(sums: torch.Tensor, device: torch.device) -> None:
-    """Adds `sums`, which lies on the CPU, over the ranks by way of their `device` (NCCL moves nothing else)."""
-    if dist.is_initialized():
-        sums.copy_(sum_(sums.to(device)).to(sums.device))
-
-
 def any_(flag: bool, device: torch.device) -> bool:
     """Whether the flag is up on any rank: ranks must stop together or hang apart."""
     if not dist.is_initialized():

@@ -192,7 +192,7 @@ class InstanceMeter:
 
     def reduce(self) -> None:
         for sums in (self.totals, self.images):
-            distributed.add_up(sums, self.task.normalize.device)
+            distributed.sum_(sums)
         metrics: list[Any] = [self.precision, *self.extra]
         for metric in metrics:
             for rank, state in enumerate(distributed.gather(metric.state())):

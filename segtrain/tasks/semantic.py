@@ -255,7 +255,7 @@ class SemanticMeter:
 
     def reduce(self) -> None:
         for sums in (self.confusion.counts, self.totals, self.counts):
-            distributed.add_up(sums, self.task.normalize.device)
+            distributed.sum_(sums)
         for metric in self.extra:
             for rank, state in enumerate(distributed.gather(metric.state())):
                 if rank != distributed.rank():
