@@ -19,6 +19,7 @@ from typing import Any
 
 from segtrain import __version__
 from segtrain.errors import ConfigError, ResourceError, SegtrainError, closest, listed
+from segtrain.memory import is_out_of_memory
 from segtrain.outcomes import Outcome, sweep_table
 from segtrain.streams import mute, open_missing_streams, say, tell, unwritable_output
 
@@ -232,13 +233,8 @@ def given_folder(settings: Any, overrides: list[str]) -> Path | None:
 
 def ran_out(error: BaseException) -> ResourceError | None:
     """The error block for memory or disk space that ran out where nobody nearer could say more; None: another error."""
-    torch = sys.modules.get("torch")  # not imported here: what never loaded it cannot have raised its errors
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    if (
-        isinstance(error, MemoryError)
-        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-        or "can't allocate memory" in text  # torch's own on the CPU, a plain RuntimeError
-    ):
+    if is_out_of_memory(error):
         return ResourceError(
             f"memory ran out: {text}",
             fix="smaller data.batch_size, inference=slide or a smaller inference.size, or trainer.device=cpu",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segtrain import distributed
+from segtrain.memory import is_out_of_memory
 from segtrain.models.layers import needs_two_samples
 from segtrain.types import Batch, PositiveInt
 
@@ -51,14 +52,15 @@ class MicroBatches:
         `alone`: no other process waits for what `gradients` computes.
 
         Raises:
-            torch.OutOfMemoryError: the pieces cannot be smaller, or other processes wait for this one's.
+            RuntimeError: that memory ran out (see `memory`): the pieces cannot be smaller, or other processes wait for
+                this one's.
         """
         while True:
             failure = ""
             try:
                 return gradients(self.cut(batches))
-            except torch.OutOfMemoryError as error:
-                if not self._can_halve(batches, alone):
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or not self._can_halve(batches, alone):
                     raise
                 failure = str(error).splitlines()[0]
             # Not in the handler: the error's traceback holds the tensors that must go.

@@ -68,13 +68,10 @@ def rehearse(trainer: Trainer, *, auto: bool) -> Forecast:
     """
     trainer.phase = "trying a step"
     batch, sample_seconds = trainer.train_loader.trial(SAMPLES)
-    try:
-        with _put_back(trainer):
-            step = _step_seconds(trainer, batch)
-            trainer.phase = "validating"
-            image = _validation_seconds(trainer)
-    except torch.OutOfMemoryError as error:
-        raise trainer.out_of_memory(error) from error
+    with trainer.memory_reported(), _put_back(trainer):
+        step = _step_seconds(trainer, batch)
+        trainer.phase = "validating"
+        image = _validation_seconds(trainer)
     if auto:
         size = -(-trainer.train_loader.batch_size // trainer.micro.count)
         trainer.tracker.say(f"batch    {size} of {trainer.train_loader.batch_size} images at a time")

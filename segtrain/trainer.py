@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from segtrain.evaluator import evaluate
 from segtrain.finite import FiniteGuard, ScalerGuard
 from segtrain.gradients import Gradients
 from segtrain.loss_sums import LossSums
+from segtrain.memory import is_out_of_memory
 from segtrain.micro_batches import MicroBatches, smallest_batch
 from segtrain.models.layers import freeze_batchnorm
 from segtrain.optim.optimizers import load_optimizer
@@ -135,13 +137,10 @@ class Trainer:
             NonFiniteError: the loss or a gradient became NaN or infinite; nothing of it is saved.
             ResourceError: memory or disk ran out, or a data worker died.
         """
-        try:
-            with self.stop, dead_workers_reported(), self.profiler:
-                while not self.course.done():
-                    self.train_epoch()
-                    self.finish_epoch()
-        except torch.OutOfMemoryError as error:
-            raise self.out_of_memory(error) from error
+        with self.memory_reported(), self.stop, dead_workers_reported(), self.profiler:
+            while not self.course.done():
+                self.train_epoch()
+                self.finish_epoch()
         assert self.course.best is not None
         return self.course.best
 
@@ -209,17 +208,23 @@ class Trainer:
         """The learning rate now, of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def out_of_memory(self, error: torch.OutOfMemoryError) -> ResourceError:
-        """The error that says what was being done, and with how much at once."""
-        pieces = f", each in {self.micro.count} pieces" if self.micro.count > 1 else ""
-        return ResourceError(
-            f"memory of {self.device} ran out while {self.phase} (step {self.course.step}, batches of "
-            f"{self.train_loader.batch_size}{pieces})",
-            expected=str(error).splitlines()[0],
-            fix="inference=slide or a smaller inference.size for validation, or trainer.val_loss=false"
-            if self.phase == "validating"
-            else "a smaller data.batch_size or data.crop_size, trainer.amp=bf16, or a smaller network",
-        )
+    @contextmanager
+    def memory_reported(self) -> Iterator[None]:
+        """Where memory runs out in it, the error says what was being done, and with how much at once."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            pieces = f", each in {self.micro.count} pieces" if self.micro.count > 1 else ""
+            raise ResourceError(
+                f"memory of {self.device} ran out while {self.phase} (step {self.course.step}, batches of "
+                f"{self.train_loader.batch_size}{pieces})",
+                expected=str(error).splitlines()[0],
+                fix="inference=slide or a smaller inference.size for validation, or trainer.val_loss=false"
+                if self.phase == "validating"
+                else "a smaller data.batch_size or data.crop_size, trainer.amp=bf16, or a smaller network",
+            ) from error
 
     def finish_epoch(self) -> None:
         """Validates, keeps the best, saves, and writes the epoch down."""

@@ -249,6 +249,7 @@ def test_help_names_the_users_own_options(door: Any, tmp_path: Path, form: str) 
         (RuntimeError("broken"), 1, "this is a bug of segtrain"),
         (MemoryError(), 6, "error[resources] memory ran out: MemoryError"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 6, "error[resources] memory ran out: CUDA"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), 6, "error[resources] memory ran out: CUDA error"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 6, "error[resources] memory ran out"),
         (OSError(errno.ENOSPC, "No space left on device", "masks/a.png"), 6, "error[resources] disk full"),
         (KeyboardInterrupt(), 130, "stopped at once"),

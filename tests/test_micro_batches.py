@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,15 @@ def without_norms(runner: Trainer) -> None:
                 setattr(module, name, nn.Identity())
 
 
-def hold_at_most(runner: Trainer, images: int, sizes: list[int]) -> None:
+def hold_at_most(
+    runner: Trainer, images: int, sizes: list[int], error: Callable[[str], Exception] = torch.OutOfMemoryError
+) -> None:
     """From now on the network runs out of memory in the middle of any batch of more images; notes the batches seen."""
 
     def full(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         sizes.append(len(inputs[0]))
         if len(inputs[0]) > images:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+            raise error("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     runner.model.register_forward_hook(full)
 
@@ -106,6 +109,37 @@ def test_later_steps_begin_with_the_pieces_that_fit(tmp_path: Path) -> None:
     assert sizes[:3] == [4, 2, 1]
     assert set(sizes[2:]) == {1}
     assert said(runner).count("memory ran out") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "MPS backend out of memory (MPS allocated: 8.00 GB)",
+        "[enforce fail at alloc_cpu.cpp:132] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes",
+    ],
+)
+def test_memory_that_runs_out_where_torch_has_no_class_for_it(tmp_path: Path, text: str) -> None:
+    runner = trainer(tmp_path, "data.batch_size=4")
+    sizes: list[int] = []
+    hold_at_most(runner, 2, sizes, lambda _: RuntimeError(text))
+    runner.train_step(next(runner.train_loader.steps(0)))
+    assert sizes == [4, 2, 2]
+    assert f"memory ran out ({text.splitlines()[0]})" in said(runner)
+
+
+@pytest.mark.parametrize(
+    "text", ["cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "CUDA error: device-side assert triggered", "mat1 and mat2"]
+)
+def test_other_errors_are_not_tried_again(tmp_path: Path, text: str) -> None:
+    runner = trainer(tmp_path, "data.batch_size=4")
+    sizes: list[int] = []
+    hold_at_most(runner, 2, sizes, lambda _: RuntimeError(text))
+    with pytest.raises(RuntimeError, match=text):
+        runner.fit()
+    assert sizes == [4]
 
 
 def test_memory_that_no_piece_fits_ends_the_run_and_names_the_phase(tmp_path: Path) -> None:
