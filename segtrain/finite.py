@@ -172,7 +172,7 @@ class FiniteGuard:
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         for parameter, state in optimizer.state.items():
             named += [(f"{key} of {names[parameter]}", value) for key, value in state.items() if torch.is_tensor(value)]
-        mine = [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
+        mine = _not_finite(named)
         if distributed.any_(bool(mine), self.device):
             bad = list(dict.fromkeys(name for rank in distributed.gather(mine) for name in rank))
             raise NonFiniteError(
@@ -193,3 +193,14 @@ class FiniteGuard:
             fix="lower optimizer.lr, set trainer.grad_clip=1.0 or scheduler.warmup_steps, use trainer.amp=bf16 or off, "
             "or trainer.on_nonfinite=skip",
         )
+
+
+def _not_finite(named: list[tuple[str, Tensor]]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity; each device is waited for once."""
+    numbers = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    found: list[str] = []
+    for device in dict.fromkeys(tensor.device for _, tensor in numbers):
+        here = [(name, tensor) for name, tensor in numbers if tensor.device == device]
+        bad = torch.stack([~torch.isfinite(tensor).all() for _, tensor in here]).cpu().tolist()
+        found += [name for (name, _), one in zip(here, bad, strict=True) if one]
+    return found

@@ -396,6 +396,16 @@ def test_a_run_is_forecast_made_saved_and_resumed(
     steps(cuda, resumed, 2)
 
 
+def test_a_save_asks_once_whether_the_state_is_finite(
+    cuda: FakeCuda, build: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = build(tmp_path, None, "optimizer=adamw")
+    steps(cuda, trainer, 1)
+    before, cuda.copied = len(cuda.waits), 0
+    trainer.guard.check_state(trainer.model, trainer.optimizer)
+    assert len(cuda.waits) - before == 1
+
+
 def test_ranks_on_gpus_add_up_numbers_of_the_main_memory_on_their_gpus(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
