@@ -44,6 +44,7 @@ class Gradients:
         self.grad_clip = grad_clip
         self.parameters = list(network.parameters())  # once: walking through a deep network takes milliseconds
         self.ranks = distributed.world_size()
+        self.spread = next((part for part in network.modules() if isinstance(part, DistributedDataParallel)), None)
         self.unscaled = torch.ones((), device=next(iter(self.parameters)).device)
 
     def add(self, batches: list[Any], network: nn.Module | None = None) -> dict[str, Tensor]:
@@ -92,10 +93,8 @@ class Gradients:
         return distributed.sum_(counts) if together else counts
 
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients once per step, with the last batch's backward; compiled networks do with each."""
-        if last or not isinstance(self.network, DistributedDataParallel):
-            return nullcontext()
-        return self.network.no_sync()
+        """Ranks exchange gradients once per step, with the last batch's backward."""
+        return nullcontext() if last or self.spread is None else self.spread.no_sync()
 
     def _fault(self) -> Tensor:
         """0 where every gradient is finite, 1 where one is not.

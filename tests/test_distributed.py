@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +82,11 @@ RUN = [
 ]
 
 
-def torchrun(parts: Path, cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    parts: Path, cwd: Path, *arguments: str, program: Sequence[str] = ("-m", "segtrain"), **environment: str
+) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d"]
-    launcher += ["--rdzv-endpoint=localhost:0", "-m", "segtrain", *arguments]
+    launcher += ["--rdzv-endpoint=localhost:0", *program, *arguments]
     paths = f"{ROOT}{os.pathsep}{parts}"
     return subprocess.run(
         [sys.executable, *launcher],
@@ -203,6 +207,54 @@ def test_two_ranks_count_what_one_counts(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["scored"]
     assert (tmp_path / "scored" / "evaluate.log").read_text().count("checkpoint ") == 1
     assert "destroy_process_group" not in done.stderr  # torch's warning about a group that was never left
+
+
+ALONE_UNTIL_THE_LAST = """
+import sys
+from pathlib import Path
+from segtrain import distributed
+from segtrain.experiment import build, compose
+
+trainer = build(compose(sys.argv[1:]), folder=Path("run"))
+before, losses = [], trainer.task.losses
+
+
+def noted(*arguments):
+    before.append(float(sum(one.grad.norm() for one in trainer.model.parameters() if one.grad is not None)))
+    return losses(*arguments)
+
+
+trainer.task.losses = noted
+trainer.start_training()
+for batches in trainer.train_loader.steps(0):
+    trainer.train_step(batches)
+weights = float(sum(weight.norm() for weight in trainer.model.parameters()))
+found = distributed.gather((before, weights, trainer.sums.take("epoch")["loss"]))
+if distributed.is_main():
+    print("found", found)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_exchange_gradients_once_a_step_compiled_or_not(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "steps.py").write_text(ALONE_UNTIL_THE_LAST)
+    options = [*RUN, "data.batch_size=2", "trainer.accumulate=2"]
+    found = []
+    for compiled in ("false", "true"):
+        done = torchrun(parts, tmp_path, *options, f"trainer.compile={compiled}", program=["steps.py"])
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("found")]
+        one, other = ast.literal_eval(line.removeprefix("found "))
+        assert one[1:] == other[1:]  # the ranks agree on weights and loss
+        for before, theirs in (one[0], other[0]), (other[0], one[0]):
+            assert len(before) == 4  # 17 images: two steps, in which each rank has two batches of two
+            assert before[0] == before[2] == 0
+            assert before[1] != pytest.approx(theirs[1], rel=1e-6)  # its own first batch's, nobody else's
+            assert before[3] != pytest.approx(theirs[3], rel=1e-6)
+        found.append(one)
+    plain, compiled_run = found
+    assert compiled_run[0] == pytest.approx(plain[0], rel=1e-4)
+    assert compiled_run[1:] == pytest.approx(plain[1:], rel=1e-5)
 
 
 def test_alone_every_exchange_is_the_identity() -> None:
