@@ -28,6 +28,13 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = distributed.local_rank() if device.index is None else device.index
+        if 0 < count <= index and device.index is None:
+            raise ConfigError(
+                f"process {index} on this machine (LOCAL_RANK) has no GPU of its own: it sees {count}",
+                expected="as many GPUs as processes",
+                fix=f"torchrun --nproc-per-node={count}, or LOCAL_RANK=0 where the launcher lets each process see its "
+                "own GPU alone",
+            )
         if index >= count:
             raise ConfigError(
                 f"trainer.device={name}, but {count} CUDA devices are available",

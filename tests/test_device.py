@@ -39,7 +39,8 @@ def test_a_process_gets_the_gpu_of_its_number_unless_one_is_named(
     ("name", "world", "rank", "found"),
     [
         ("cuda:2", "1", "0", "2 CUDA devices are available"),
-        ("cuda", "3", "2", "2 CUDA devices are available"),
+        ("cuda", "3", "2", "process 2 on this machine (LOCAL_RANK) has no GPU of its own: it sees 2"),
+        ("auto", "3", "2", "process 2 on this machine (LOCAL_RANK) has no GPU of its own: it sees 2"),
         ("cuda:1", "2", "1", "all would use one GPU"),
         ("xpu", "1", "0", "trainer.device=xpu"),
         ("gpu", "1", "0", "trainer.device=gpu"),
