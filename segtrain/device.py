@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -71,6 +71,11 @@ def amp_dtype(amp: Literal["auto", "bf16", "fp16", "off"], device: torch.device)
             f"trainer.amp=fp16 needs a CUDA device, this run is on {device}", fix="trainer.amp=bf16 or auto"
         )
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """A new context in which operations run in `dtype` where they may; None: as they are."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def memory_format(channels_last: Literal["auto"] | bool, device: torch.device) -> torch.memory_format:

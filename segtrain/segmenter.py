@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from segtrain.data.images import ImageDataset
 from segtrain.data.loader import EvalLoader, LoaderOptions
+from segtrain.device import autocast
 from segtrain.errors import ConfigError, listed
 from segtrain.instances import Detections
 from segtrain.parts import make_dataset
@@ -62,9 +64,9 @@ class Segmenter:
             return found.cpu().numpy()
         return found.cpu() if isinstance(found, Detections) else found
 
-    def precision(self) -> torch.autocast:
+    def precision(self) -> AbstractContextManager[object]:
         """The autocast context this model is used in."""
-        return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
+        return autocast(self.device, self.amp)
 
     @property
     def channels(self) -> Literal[1, 3]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from segtrain import checkpoint, distributed
 from segtrain.course import Course
 from segtrain.data.loader import EvalLoader, TrainLoader
 from segtrain.data.workers import dead_workers_reported
+from segtrain.device import autocast
 from segtrain.ema import Ema, NoEma
 from segtrain.errors import CheckpointError, Interrupted, ResourceError
 from segtrain.evaluator import evaluate
@@ -86,7 +88,7 @@ class Trainer:
         self.val_loader = val_loader
         self.options = options
         self.device = device
-        self.amp_dtype = amp_dtype
+        self.precision = partial(autocast, device, amp_dtype)
         self.tracker = tracker
         self.checkpoints = folder / "checkpoints"
         self.about = about
@@ -275,12 +277,6 @@ class Trainer:
     def meter(self) -> Meter:
         """A task's counts for one validation, with losses as the options say."""
         return self.task.meter() if self.options.val_loss else self.task.meter(losses=False)
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """The autocast context of this run."""
-        if self.amp_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.amp_dtype)
 
     def stop_if_asked(self, every: int = 1) -> None:
         """Saves and raises `Interrupted` if a signal came; ranks agree every `every` steps."""

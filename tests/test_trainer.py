@@ -317,16 +317,16 @@ def test_channels_last_changes_nothing_but_the_layout(tmp_path: Path) -> None:
     assert last.course.history[0]["train"] == pytest.approx(plain.course.history[0]["train"], rel=1e-4)
 
 
-MODELS = [
-    "unet_small",
-    "lraspp",
-    "fcn_torchvision",
-    "deeplabv3_torchvision",
-    "deeplabv3plus",
-]
-
-
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        "unet_small",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("lraspp", "fcn_torchvision", "deeplabv3_torchvision", "deeplabv3plus")
+        ),
+    ],
+)
 def test_every_model_trains_deterministically_on_the_cpu(tmp_path: Path, model: str) -> None:
     small = {"unet_small": FAST[1:3], "lraspp": []}.get(model, ["model.backbone=resnet18"])
     options = [option for option in FAST if "model." not in option]

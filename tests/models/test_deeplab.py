@@ -136,7 +136,9 @@ def test_v3plus_head_starts_as_the_authors() -> None:
     assert not model.classifier.bias.any()
 
 
-@pytest.mark.parametrize(("backbone", "low_level"), [("resnet50", "unit"), ("xception65", "block")])
+@pytest.mark.parametrize(
+    ("backbone", "low_level"), [("resnet50", "unit"), pytest.param("xception65", "block", marks=pytest.mark.slow)]
+)
 def test_v3plus_compiles_whole_and_exports_for_any_size(backbone: Any, low_level: Any) -> None:
     model = DeepLabV3Plus(num_classes=3, backbone=backbone, low_level=low_level).eval()
     image = torch.randn(1, 3, 33, 49)
