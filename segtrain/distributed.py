@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+SETTLE = 0.1
+"""Seconds that a process of several waits before it ends."""
 
 
 def rank() -> int:
@@ -43,6 +47,9 @@ def stop() -> None:
     """Leaves the group, so that the processes end without a warning."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # gloo's threads drop the tensors of the last exchange a little after it is over, for which they need the
+        # interpreter: gone by then, it would end the process by SIGABRT (pytorch/pytorch#190489).
+        time.sleep(SETTLE)
 
 
 def sum_(tensor: torch.Tensor) -> torch.Tensor:

@@ -228,7 +228,7 @@ trainer.task.losses = noted
 trainer.start_training()
 for batches in trainer.train_loader.steps(0):
     trainer.train_step(batches)
-weights = float(sum(weight.norm() for weight in trainer.model.parameters()))
+weights = float(sum(weight.detach().norm() for weight in trainer.model.parameters()))
 found = distributed.gather((before, weights, trainer.sums.take("epoch")["loss"]))
 if distributed.is_main():
     print("found", found)
