@@ -121,6 +121,7 @@ class FiniteGuard:
         # No batches: on a GPU they would hold the memory of `keep` steps' images.
         self.recent: deque[tuple[int, list[list[Record]], Tensor]] = deque(maxlen=keep)
         self.skipped = 0
+        self.ranks = distributed.world_size()
 
     def remember(self, model: nn.Module) -> None:
         """Before a step that may be skipped: BatchNorm takes in a bad batch during the forward pass already."""
@@ -142,8 +143,8 @@ class FiniteGuard:
             judged = loss if fault is None else torch.where(fault == 0, loss, math.nan)
             self.recent.append((step, [batch.records for batch in batches], judged))
             return True
-        good = math.isfinite(loss.item()) and not fault
-        if not distributed.any_(not good, self.device):
+        bad = not math.isfinite(loss.item()) or bool(fault)
+        if not (distributed.any_(bad, self.device) if self.ranks > 1 else bad):
             self.skipped = 0
             return True
         self.skipped += 1

@@ -46,6 +46,7 @@ class Gradients:
         self.ranks = distributed.world_size()
         self.spread = next((part for part in network.modules() if isinstance(part, DistributedDataParallel)), None)
         self.unscaled = torch.ones((), device=next(iter(self.parameters)).device)
+        self.zeros: list[Tensor] = []
 
     def add(self, batches: list[Any], network: nn.Module | None = None) -> dict[str, Tensor]:
         """Adds the gradients of a step's batches, and returns their losses by name, detached.
@@ -101,7 +102,9 @@ class Gradients:
 
         What torch's own scaler asks, of the gradients as they are: a third of what their norm costs.
         """
-        found = torch.zeros_like(self.unscaled)
+        if not self.zeros:  # many at once: making one takes longer than the check
+            self.zeros = list(self.unscaled.new_zeros(100).unbind())
+        found = self.zeros.pop()
         gradients = [gradient for parameter in self.parameters if (gradient := parameter.grad) is not None]
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self.unscaled)
         return found

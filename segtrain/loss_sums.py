@@ -7,6 +7,8 @@ nothing: a resumed run adds in the same order, to the same bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import torch
@@ -89,13 +91,12 @@ class LossSums:
             return
         rows = [row for row, _ in self.unread if isinstance(row, Tensor)]
         found = torch.stack(rows).tolist() if rows else [row for row, _ in self.unread]  # a GPU is waited for once
-        for row, (_, numbers) in zip(found, self.unread, strict=True):
-            for span, sums in self.sums.items():
-                if not sums:
-                    self.sums[span] = sums = dict.fromkeys(self.names, 0.0)
-                for name, value in zip(self.names, (*row, *numbers), strict=True):
-                    sums[name] += value
-                self.steps[span] += 1
+        steps = [(*row, *numbers) for row, (_, numbers) in zip(found, self.unread, strict=True)]
+        columns = dict(zip(self.names, zip(*steps, strict=True), strict=True))
+        for span, sums in self.sums.items():
+            # One by one: `sum` rounds otherwise, and what it gives would depend on how often this is called.
+            self.sums[span] = {name: reduce(add, column, sums.get(name, 0.0)) for name, column in columns.items()}
+            self.steps[span] += len(steps)
         self.unread = []
 
     def _rename(self, names: list[str]) -> None:

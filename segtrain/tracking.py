@@ -257,3 +257,8 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.started
+
+    def lap(self) -> float:
+        """Seconds since the start, or since this was last asked; from now on they are counted anew."""
+        before, self.started = self.started, time.monotonic()
+        return self.started - before

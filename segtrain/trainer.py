@@ -99,6 +99,7 @@ class Trainer:
         self.ema: Ema | NoEma = NoEma() if options.ema is None else Ema(model, options.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.stop = StopSignal()
+        self.ranks = distributed.world_size()
         monitor = options.monitor or next(iter(task.monitors))
         self.course = Course(
             total_steps=options.total_steps(train_loader.steps_per_epoch),
@@ -155,11 +156,12 @@ class Trainer:
         bar = self.tracker.bar(self.train_loader.steps_per_epoch, f"epoch {course.epoch + 1}")
         bar.update(first)
         self.start_training()
-        agree_every = self.options.log_every if distributed.world_size() > 1 else 1  # asking other ranks takes time
-        waiting = Stopwatch()
+        watch = Stopwatch()
         for batches in islice(self.train_loader.steps(course.epoch, first), course.steps_left()):
-            self.progress.received(batches, waiting.seconds())
+            self.progress.received(batches, waited=watch.lap())
             self.train_step(batches)
+            if self.compiling:
+                self.compiled_in(watch.lap())
             course.stepped()
             bar.update(1)
             self.profiler.step()
@@ -167,8 +169,8 @@ class Trainer:
                 self.log()
             if due(course.step, self.options.save_every):
                 self.save("last.pt")
-            self.stop_if_asked(every=agree_every)
-            waiting = Stopwatch()
+            self.stop_if_asked()
+            watch.lap()
         self.progress.stop_training()
         bar.close()
 
@@ -180,7 +182,6 @@ class Trainer:
 
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer update from `accumulate` batches, as if they and the other ranks' were one batch."""
-        watch = Stopwatch()
         batches = [batch.to(self.device) for batch in batches]
         self.guard.remember(self.model)
         losses = self.micro.run(batches, self.gradients.add, self.gradients.forget)
@@ -192,8 +193,6 @@ class Trainer:
         self.scaler.update()
         self.scheduler.step()
         self.gradients.forget()
-        if self.compiling:
-            self.compiled_in(watch.seconds())
 
     def compiled_in(self, seconds: float) -> None:
         """Says once what the first pass through a compiled network took."""
@@ -259,7 +258,7 @@ class Trainer:
 
         def after_batch(images: int) -> None:
             bar.update(images)
-            if distributed.world_size() == 1:  # ranks must not leave one another alone in a validation
+            if self.ranks == 1:  # ranks must not leave one another alone in a validation
                 self.stop_if_asked()
 
         scores = evaluate(
@@ -278,9 +277,12 @@ class Trainer:
         """A task's counts for one validation, with losses as the options say."""
         return self.task.meter() if self.options.val_loss else self.task.meter(losses=False)
 
-    def stop_if_asked(self, every: int = 1) -> None:
-        """Saves and raises `Interrupted` if a signal came; ranks agree every `every` steps."""
-        if not due(self.course.step, every) or not distributed.any_(self.stop.received is not None, self.device):
+    def stop_if_asked(self) -> None:
+        """Saves and raises `Interrupted` if a signal came; several ranks agree at log points, as asking takes time."""
+        asked = self.stop.received is not None
+        if self.ranks > 1:
+            asked = due(self.course.step, self.options.log_every) and distributed.any_(asked, self.device)
+        if not asked:
             return
         number = self.stop.received or 15
         self.tracker.say("stopping after this step (Ctrl-C again to stop now)")

@@ -29,7 +29,7 @@ class TrainerOptions:
     early_stop: PositiveInt | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     save_every: NonNegativeInt = 0
-    log_every: PositiveInt = 10
+    log_every: PositiveInt = 20
     samples: NonNegativeInt = 4
     tensorboard: bool = True
     val_loss: bool = True

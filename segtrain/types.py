@@ -124,6 +124,9 @@ class Batch(Samples[Tensor, Tensor]):
     `IGNORE_INDEX` where unlabelled.
     """
 
+    def __len__(self) -> int:
+        return self.image.shape[0]  # asked at every step, and of a tensor itself it takes longer
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; overlaps with computation where the memory is pinned."""
         image, target = (one.to(device, non_blocking=True) for one in (self.image, self.target))
