@@ -74,7 +74,7 @@ def amp_dtype(amp: Literal["auto", "bf16", "fp16", "off"], device: torch.device)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """A new context in which operations run in `dtype` where they may; None: as they are."""
+    """A new context in which operations run in `dtype` where they may; None: as they are around it."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 

@@ -198,7 +198,7 @@ class FiniteGuard:
 
 def _not_finite(named: list[tuple[str, Tensor]]) -> list[str]:
     """Names of the tensors that hold NaN or infinity; each device is waited for once."""
-    numbers = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    numbers = [(name, tensor) for name, tensor in named if tensor.is_floating_point() or tensor.is_complex()]
     found: list[str] = []
     for device in dict.fromkeys(tensor.device for _, tensor in numbers):
         here = [(name, tensor) for name, tensor in numbers if tensor.device == device]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ from torch import nn
 
 from segtrain.data.images import ImageDataset
 from segtrain.data.loader import EvalLoader, LoaderOptions
-from segtrain.device import autocast
 from segtrain.errors import ConfigError, listed
 from segtrain.instances import Detections
 from segtrain.parts import make_dataset
@@ -64,9 +62,10 @@ class Segmenter:
             return found.cpu().numpy()
         return found.cpu() if isinstance(found, Detections) else found
 
-    def precision(self) -> AbstractContextManager[object]:
+    def precision(self) -> torch.autocast:
         """The autocast context this model is used in."""
-        return autocast(self.device, self.amp)
+        # Not the trainer's: where this model is used in float32, whoever calls it may be in another precision.
+        return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
 
     @property
     def channels(self) -> Literal[1, 3]:

@@ -38,6 +38,9 @@ from segtrain.tracking import Stopwatch, Tracker
 from segtrain.trainer_options import TrainerOptions
 from segtrain.types import Batch
 
+AGREE = 10
+"""Steps after which several ranks ask each other whether to stop, at the latest."""
+
 
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps happens now; 0 = never."""
@@ -278,10 +281,11 @@ class Trainer:
         return self.task.meter() if self.options.val_loss else self.task.meter(losses=False)
 
     def stop_if_asked(self) -> None:
-        """Saves and raises `Interrupted` if a signal came; several ranks agree at log points, as asking takes time."""
+        """Saves and raises `Interrupted` if a signal came; several ranks agree every few steps: asking takes time."""
         asked = self.stop.received is not None
         if self.ranks > 1:
-            asked = due(self.course.step, self.options.log_every) and distributed.any_(asked, self.device)
+            every = min(self.options.log_every, AGREE)
+            asked = due(self.course.step, every) and distributed.any_(asked, self.device)
         if not asked:
             return
         number = self.stop.received or 15

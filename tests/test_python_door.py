@@ -76,6 +76,18 @@ def test_a_checkpoint_is_all_that_prediction_needs(checkpoint: Path, tmp_path: P
     assert np.array_equal(prediction, segmenter.predict(image.astype(np.float32)))
 
 
+def test_the_precision_is_the_configs_whoever_calls(checkpoint: Path) -> None:
+    segmenter = from_checkpoint(checkpoint)
+    seen: list[torch.dtype] = []
+    segmenter.model.register_forward_hook(lambda module, inputs, output: seen.append(output["out"].dtype))
+    image = np.zeros((20, 30, 3), np.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        segmenter.predict(image)
+    segmenter.amp = torch.bfloat16
+    segmenter.predict(image)
+    assert seen == [torch.float32, torch.bfloat16]
+
+
 def test_views_and_read_only_images_are_taken_without_a_warning(checkpoint: Path) -> None:
     segmenter = from_checkpoint(checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -22,7 +22,7 @@ def outputs_of(model: nn.Module, image: Tensor, *, resize: bool = True) -> dict[
         ConfigError: it says something else.
     """
     outputs = model(image) if resize else model(image, resize=False)
-    if not isinstance(outputs, dict | Mapping):  # a dict is known at once, what is like one takes a search
+    if not isinstance(outputs, (dict, Mapping)):  # a dict is known at once, what is like one takes a search
         raise wrong_outputs(f"the model returns a {type(outputs).__name__}")
     if not isinstance(outputs.get("out"), Tensor):
         raise wrong_outputs(f"the model returns a dict of {listed(outputs) or 'nothing'}, without a tensor 'out'")
